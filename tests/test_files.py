@@ -1,0 +1,35 @@
+"""A final name always holds a whole file."""
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from fastad.errors import FastadError
+from fastad.files import atomic, sha256, write_text
+
+
+def test_an_error_while_writing_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "kept.txt"
+    write_text(path, "old")
+    with pytest.raises(RuntimeError), atomic(path) as file:
+        file.write(b"new")
+        raise RuntimeError
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(FastadError, match=r"cannot write .*lost\.txt: No space left on device; free some space"):
+        write_text(tmp_path / "lost.txt", "text")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_sha256_is_the_digest_of_the_bytes(tmp_path: Path) -> None:
+    write_text(tmp_path / "abc", "abc")
+    assert sha256(tmp_path / "abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
