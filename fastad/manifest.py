@@ -1,0 +1,157 @@
+"""What a shard set holds, as columns.
+
+Owns the set's files beside its tars: `manifest.json` and the memory-mapped columns in `samples/`. Writing tars is
+`fastad.shard`'s, choosing rows is `fastad.view`'s; neither torch nor DALI is needed here.
+Use: `manifest = open_set(Path("shards/digits"))`, then `manifest.class_index[rows]`.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fastad.errors import FastadError
+from fastad.files import sha256
+
+SCHEMA_VERSION = 1
+
+COLUMNS = ("shard", "offset", "size", "class_index", "width", "height", "source_index", "key")
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One image on its way into shards, as a converter yields it.
+
+    `pixels` is uint8, [H, W] or [H, W, C]. `key` is unique in its set and made of letters, digits, `_`, `-` and `/`.
+    """
+
+    key: str
+    pixels: np.ndarray
+    class_name: str | None
+    split: str
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """One tar of a set, as it was when it was written."""
+
+    name: str
+    split: str
+    bytes: int
+    samples: int
+    sha256: str
+
+
+@dataclass(frozen=True, eq=False)
+class Manifest:
+    """A whole shard set: its facts, its shards, and one row per sample in columns [rows].
+
+    A row's image is the `size` bytes at `offset` of tar `shards[shard]`. Rows of one split are contiguous and in the
+    shards' order. `source_index` is the sample's place in the converter's listing, `class_index` is −1 where unknown.
+    """
+
+    folder: Path
+    name: str
+    facts: Mapping[str, Any]
+    classes: tuple[str, ...]
+    splits: Mapping[str, range]
+    shards: tuple[Shard, ...]
+    shape_hwc: tuple[int, int, int]
+    fingerprint: str
+    shard: np.ndarray
+    offset: np.ndarray
+    size: np.ndarray
+    class_index: np.ndarray
+    width: np.ndarray
+    height: np.ndarray
+    source_index: np.ndarray
+    key: np.ndarray
+
+    def split_rows(self, split: str) -> range:
+        """The rows of a split; an unknown split raises `FastadError`."""
+        if split not in self.splits:
+            raise FastadError(f"{self.folder} has no split {split!r}: it has {', '.join(self.splits)}")
+        return self.splits[split]
+
+
+def open_set(folder: Path) -> Manifest:
+    """Opens a shard set without reading its tars.
+
+    Every tar must have the size that the manifest records; one that was touched after the manifest was written is
+    hashed again, and the manifest's time renewed if it is unchanged. Raises `FastadError` naming what is missing or
+    changed.
+    """
+    path = folder / "manifest.json"
+    if not path.is_file():
+        begun = (folder / ".partial").is_dir()
+        found = (
+            "an unfinished conversion: run its fastad shard again" if begun else "no manifest.json: run fastad shard"
+        )
+        raise FastadError(f"{folder} is not a shard set: found {found}")
+    try:
+        facts = json.loads(path.read_bytes())
+        if facts["schema_version"] != SCHEMA_VERSION:
+            raise FastadError(
+                f"{path} has schema {facts['schema_version']}, this fastad reads {SCHEMA_VERSION}: convert again"
+            )
+        shards = tuple(Shard(**shard) for shard in facts["shards"])
+        check_shards(folder, shards)
+        columns = {name: np.load(folder / "samples" / f"{name}.npy", mmap_mode="r") for name in COLUMNS}
+        splits, start = {}, 0
+        for split, count in facts["splits"].items():
+            splits[split] = range(start, start := start + count)
+        if any(len(column) != start for column in columns.values()):
+            raise ValueError(f"columns do not have {start} rows")
+        height, width, channels = facts["shape_hwc"]
+        return Manifest(
+            folder=folder,
+            name=facts["name"],
+            facts=facts,
+            classes=tuple(facts["classes"]),
+            splits=splits,
+            shards=shards,
+            shape_hwc=(height, width, channels),
+            fingerprint=facts["fingerprint"],
+            **columns,
+        )
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        raise FastadError(f"{folder} has a damaged manifest ({error}): remove the folder and convert again") from error
+
+
+def check_shards(folder: Path, shards: tuple[Shard, ...], *, hash_all: bool = False) -> None:
+    """Compares tars with what the manifest says: sizes always, hashes where a tar is newer than the manifest or asked.
+
+    Raises `FastadError` naming the first shard that is missing or changed. When every hash that was due agrees, the
+    manifest's time is renewed, so that a copied set is hashed once and not at every opening.
+    """
+    manifest_path = folder / "manifest.json"
+    written_ns = manifest_path.stat().st_mtime_ns
+    renewed = False
+    for shard in shards:
+        path = folder / shard.name
+        if not path.is_file():
+            raise FastadError(f"{path} is missing: restore it, or remove {folder} and convert again")
+        found = path.stat()
+        if found.st_size != shard.bytes:
+            raise FastadError(
+                f"{path} has changed: {found.st_size} bytes, the manifest says {shard.bytes}; "
+                f"restore it, or remove {folder} and convert again"
+            )
+        if hash_all or found.st_mtime_ns > written_ns:
+            if sha256(path) != shard.sha256:
+                raise FastadError(
+                    f"{path} has changed: its SHA-256 is not the manifest's; "
+                    f"restore it, or remove {folder} and convert again"
+                )
+            renewed = True
+    if renewed and os.access(manifest_path, os.W_OK):
+        os.utime(manifest_path)
+
+
+def shard_home(chosen: Path | None = None) -> Path:
+    """Where shard sets live: the folder chosen, else `$FASTAD_SHARDS`, else `./shards`."""
+    return chosen or Path(os.environ.get("FASTAD_SHARDS") or "shards")

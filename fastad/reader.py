@@ -1,0 +1,36 @@
+"""Bytes of rows, in any order, from memory-mapped shards.
+
+Owns the open tars; decoding and augmenting are the executors'.
+Use: `ShardReader(manifest).pixels(rows)`.
+"""
+
+import math
+
+import numpy as np
+
+from fastad.manifest import Manifest
+
+
+class ShardReader:
+    """Positional reads from the tars of one set; a tar is mapped when it is first needed."""
+
+    def __init__(self, manifest: Manifest) -> None:
+        self.manifest = manifest
+        self._tars: dict[int, np.ndarray] = {}
+
+    def pixels(self, rows: np.ndarray) -> np.ndarray:
+        """The images of `rows` [n], uint8 [n, H, W, C], for sets of arrays of one size."""
+        manifest = self.manifest
+        image_bytes = math.prod(manifest.shape_hwc)
+        # An npy member ends with its pixels; what stands before them is its own header.
+        starts = (manifest.offset[rows] + manifest.size[rows] - image_bytes).tolist()
+        images = np.empty((len(rows), image_bytes), dtype=np.uint8)
+        for place, (shard, start) in enumerate(zip(manifest.shard[rows].tolist(), starts, strict=True)):
+            images[place] = self._tar(shard)[start : start + image_bytes]
+        return images.reshape(len(rows), *manifest.shape_hwc)
+
+    def _tar(self, shard: int) -> np.ndarray:
+        if shard not in self._tars:
+            path = self.manifest.folder / self.manifest.shards[shard].name
+            self._tars[shard] = np.asarray(np.memmap(path, dtype=np.uint8, mode="r"))
+        return self._tars[shard]

@@ -1,0 +1,288 @@
+"""Shards: exact bytes, whatever the workers and the interruptions; and refusals that leave nothing behind."""
+
+import io
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import webdataset
+from conftest import write_converter
+
+from fastad import shard
+from fastad.errors import FastadError
+from fastad.manifest import Sample, open_set
+from fastad.shard import convert, load_converter, tar_member, verify
+
+COUNTS = {"train": 500, "test": 40}
+
+
+@pytest.fixture
+def converter(tmp_path: Path) -> Path:
+    return write_converter(tmp_path / "many.py", classes=("x", "y"), counts=COUNTS, seed=3)
+
+
+@pytest.fixture
+def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shard, "SHARD_SAMPLES", 60)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def source_samples(converter: Path) -> dict[str, Sample]:
+    return {sample.key: sample for sample in load_converter(str(converter)).samples()}
+
+
+@pytest.mark.usefixtures("small_shards")
+def test_bytes_are_the_same_for_any_number_of_workers(converter: Path, tmp_path: Path) -> None:
+    sets = {}
+    for workers in (1, 2, 3):
+        convert(str(converter), None, tmp_path / str(workers), workers=workers)
+        sets[workers] = contents(tmp_path / str(workers) / "many")
+    assert len([name for name in sets[1] if name.endswith(".tar")]) == 10
+    assert sets[1] == sets[2] == sets[3]
+
+
+# webdataset 1.0 leaves its tars to the garbage collector.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.usefixtures("small_shards")
+def test_every_sample_comes_back_byte_exact_through_tarfile_and_webdataset(converter: Path, tmp_path: Path) -> None:
+    manifest = convert(str(converter), None, tmp_path, workers=1)
+    expected = source_samples(converter)
+    seen = set()
+    tars = sorted(str(path) for path in manifest.folder.glob("*.tar"))
+    for sample in webdataset.WebDataset(tars, shardshuffle=False).decode():
+        source = expected[sample["__key__"]]
+        np.testing.assert_array_equal(sample["npy"], source.pixels[..., None])
+        assert manifest.classes[sample["cls"]] == source.class_name
+        seen.add(sample["__key__"])
+    assert seen == set(expected)
+    with tarfile.open(tars[0]) as tar:
+        for member in tar.getmembers():
+            assert (member.mtime, member.uid, member.gid, member.mode) == (0, 0, 0, 0o644)
+
+
+def test_samples_lie_in_a_permutation_not_in_source_order(converter: Path, tmp_path: Path) -> None:
+    manifest = convert(str(converter), None, tmp_path, workers=1)
+    train = manifest.source_index[: COUNTS["train"]]
+    assert abs(np.corrcoef(train, np.arange(len(train)))[0, 1]) < 0.15
+    assert sorted(train) == list(range(COUNTS["train"]))
+
+
+def test_the_index_drives_dalis_webdataset_reader(converter: Path, tmp_path: Path) -> None:
+    from nvidia.dali import fn, pipeline_def
+
+    manifest = convert(str(converter), None, tmp_path, workers=1)
+    tar = manifest.folder / "test-00000.tar"
+
+    @pipeline_def(batch_size=COUNTS["test"], num_threads=1, device_id=None)
+    def read():  # type: ignore[no-untyped-def]
+        return fn.readers.webdataset(paths=[str(tar)], index_paths=[str(tar.with_suffix(".idx"))], ext=["npy"])
+
+    (found,) = read().run()
+    rows = manifest.split_rows("test")
+    expected = source_samples(converter)
+    for row, data in zip(rows, found, strict=True):
+        image = np.load(io.BytesIO(np.asarray(data).tobytes()))
+        np.testing.assert_array_equal(image[..., 0], expected[manifest.key[row].decode()].pixels)
+
+
+def test_a_tar_member_has_the_header_that_tarfile_writes() -> None:
+    info = tarfile.TarInfo("a/b-1.npy")
+    info.size = 700
+    expected, found = info.tobuf(tarfile.USTAR_FORMAT), tar_member("a/b-1.npy", bytes(700))
+    assert len(found) == 512 + 1024
+    read = tarfile.TarInfo.frombuf(found[:512], "utf-8", "strict")
+    assert (read.name, read.size, read.type) == ("a/b-1.npy", 700, tarfile.REGTYPE)
+    # Up to the checksum, byte for byte; tarfile leaves the device numbers of plain files empty, which changes the sum.
+    assert found[:148] == expected[:148]
+    assert found[156:329] == expected[156:329]
+
+
+def test_a_finished_set_is_left_alone(converter: Path, tmp_path: Path) -> None:
+    convert(str(converter), None, tmp_path)
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "many").rglob("*.tar")}
+    convert(str(converter), None, tmp_path)
+    assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "many").rglob("*.tar")}
+    assert not (tmp_path / "many" / ".partial").exists()
+
+
+def test_another_source_is_refused_and_the_set_stays_whole(converter: Path, tmp_path: Path) -> None:
+    convert(str(converter), None, tmp_path)
+    before = contents(tmp_path / "many")
+    write_converter(converter, classes=("x", "y"), counts=COUNTS, seed=4)
+    with pytest.raises(FastadError, match="holds another conversion of many: choose another --out or remove it"):
+        convert(str(converter), None, tmp_path)
+    assert contents(tmp_path / "many") == before
+
+
+SCRIPT = """
+import sys
+from pathlib import Path
+from fastad import shard
+shard.SHARD_SAMPLES = 60
+if __name__ == "__main__":
+    shard.convert(sys.argv[1], None, Path(sys.argv[2]), workers=1)
+"""
+
+
+@pytest.mark.usefixtures("small_shards")
+def test_kill_at_any_moment_loses_nothing(converter: Path, tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    convert(str(converter), None, tmp_path / "whole", workers=1)
+    whole = contents(tmp_path / "whole" / "many")
+    rng, killed = random.Random(5), 0
+    while True:
+        process = subprocess.Popen([sys.executable, script, converter, tmp_path / "killed"], stderr=subprocess.DEVNULL)
+        deadline = time.monotonic() + (rng.uniform(0.15, 0.6) if killed < 6 else 60)
+        while process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.002)
+        if process.poll() is not None:
+            break
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        killed += 1
+        for path in (tmp_path / "killed").glob("many/*.tar"):
+            assert path.read_bytes() == whole[path.name]
+    assert killed > 0
+    assert process.returncode == 0
+    assert {name: data for name, data in contents(tmp_path / "killed" / "many").items() if ".tmp" not in name} == whole
+
+
+@pytest.mark.usefixtures("small_shards")
+def test_an_interrupted_conversion_of_another_source_is_refused(
+    converter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(job: object) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(shard, "_write_shard", broken)
+    with pytest.raises(KeyboardInterrupt):
+        convert(str(converter), None, tmp_path, workers=1)
+    write_converter(converter, classes=("x", "y"), counts=COUNTS, seed=4)
+    with pytest.raises(FastadError, match="was begun from another source: remove it to start anew"):
+        convert(str(converter), None, tmp_path, workers=1)
+
+
+def test_too_small_a_disk_is_said_before_anything_is_written(
+    converter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage(tmp_path)._replace(free=1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(FastadError, match="bytes, 1,000 are free: free some or choose another --out"):
+        convert(str(converter), None, tmp_path)
+    assert not (tmp_path / "many").exists()
+
+
+def test_a_disk_that_fills_up_is_one_line_and_leaves_no_final_name(converter: Path, tmp_path: Path) -> None:
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
+
+    command = [sys.executable, "-m", "fastad", "shard", converter, "--out", tmp_path / "small", "--workers", "1"]
+    done = subprocess.run(command, preexec_fn=limit, capture_output=True, text=True)  # noqa: PLW1509
+    assert done.returncode == 2
+    assert done.stderr.strip().splitlines()[-1].startswith("fastad: cannot write ")
+    assert not [path for path in (tmp_path / "small").rglob("*") if path.is_file()]
+
+
+def bad_samples(case: str) -> Iterator[Sample]:
+    image = np.zeros((28, 28), dtype=np.uint8)
+    yield Sample("first", image, "x", "train")
+    yield {
+        "float": Sample("second", image.astype(np.float32), "x", "train"),
+        "large": Sample("second", np.zeros((65, 65), np.uint8), "x", "train"),
+        "other size": Sample("second", image[:20], "x", "train"),
+        "bad key": Sample("second.jpg", image, "x", "train"),
+        "same key": Sample("first", image, "x", "train"),
+        "no class": Sample("second", image, "z", "train"),
+    }[case]
+
+
+@pytest.mark.parametrize(
+    ("case", "message"),
+    [
+        ("float", "sample second is float32"),
+        ("large", "of at most 64 px"),
+        ("other size", "one size a set"),
+        ("bad key", "sample key 'second.jpg'"),
+        ("same key", "two samples of one key"),
+        ("no class", "class 'z', which is not in its CLASSES"),
+    ],
+)
+def test_what_a_converter_may_not_yield(
+    case: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bad = shard.Converter("bad", lambda: bad_samples(case), "tests", "CC0", ("x",))
+    monkeypatch.setattr(shard, "load_converter", lambda name: bad)
+    with pytest.raises(FastadError, match=message):
+        convert("bad", None, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_unknown_sets_and_wrong_raw_arguments_are_said(tmp_path: Path) -> None:
+    with pytest.raises(FastadError, match="unknown set 'fashionmnist': did you mean fashion-mnist"):
+        convert("fashionmnist", None, tmp_path)
+    with pytest.raises(FastadError, match="mnist needs the path of its raw data"):
+        convert("mnist", None, tmp_path)
+    with pytest.raises(FastadError, match="digits makes its own images and takes no raw data"):
+        convert("digits", tmp_path, tmp_path)
+    with pytest.raises(FastadError, match="no raw data at .*nowhere"):
+        convert("mnist", tmp_path / "nowhere", tmp_path)
+    with pytest.raises(FastadError, match=r"no converter file .*nothing\.py"):
+        convert(str(tmp_path / "nothing.py"), None, tmp_path)
+    (tmp_path / "empty.py").write_text("")
+    with pytest.raises(FastadError, match="has no function samples"):
+        convert(str(tmp_path / "empty.py"), None, tmp_path)
+
+
+@pytest.mark.parametrize("level", ["size", "hash", "decode"])
+def test_a_whole_set_verifies(level: str, home: Path) -> None:
+    assert len(verify(home / "blobs", level).key) == 180
+
+
+def test_verify_finds_one_changed_byte_by_hash_and_not_by_size(home: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(home / "blobs", tmp_path / "blobs")
+    tar = folder / "train-00000.tar"
+    before = tar.stat()
+    with open(tar, "r+b") as file:
+        file.seek(int(open_set(folder).offset[7]) + 200)
+        file.write(b"\xff\x00\xff")
+    os.utime(tar, ns=(before.st_atime_ns, before.st_mtime_ns))
+    os.utime(folder / "manifest.json")
+    verify(folder, "size")
+    with pytest.raises(FastadError, match=r"train-00000\.tar has changed: its SHA-256"):
+        verify(folder, "hash")
+
+
+def test_verify_finds_a_changed_index(home: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(home / "blobs", tmp_path / "blobs")
+    index = folder / "test-00000.idx"
+    index.write_text(index.read_text().replace("npy 512 ", "npy 1024 "))
+    with pytest.raises(FastadError, match=r"test-00000\.idx is missing or changed"):
+        verify(folder, "hash")
+
+
+def test_verify_decode_finds_columns_that_point_elsewhere(home: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(home / "blobs", tmp_path / "blobs")
+    keys = np.load(folder / "samples" / "key.npy")
+    np.save(folder / "samples" / "key.npy", np.roll(keys, 1))
+    verify(folder, "hash")
+    with pytest.raises(FastadError, match="where the manifest says"):
+        verify(folder, "decode")
+
+
+def test_an_unknown_level_shows_the_nearest(home: Path) -> None:
+    with pytest.raises(FastadError, match="unknown level 'sizes': did you mean size"):
+        verify(home / "blobs", "sizes")
