@@ -1,0 +1,56 @@
+"""Views: selections of rows that partition, nest and refuse."""
+
+import numpy as np
+import pytest
+
+from fastad.errors import FastadError
+from fastad.manifest import Manifest
+from fastad.view import View, select
+
+
+def test_classes_partition_a_split(blobs: Manifest) -> None:
+    parts = [select(View("train", (name,)), blobs) for name in blobs.classes]
+    np.testing.assert_array_equal(np.sort(np.concatenate(parts)), np.arange(120))
+    for index, rows in enumerate(parts):
+        assert (blobs.class_index[rows] == index).all()
+
+
+def test_sizes_are_nested_without_repeats_and_differ_by_seed(extras: Manifest) -> None:
+    whole = select(View(size=90, seed=3), extras)
+    assert len(np.unique(whole)) == 90
+    for size in (1, 2, 64):
+        np.testing.assert_array_equal(select(View(size=size, seed=3), extras), whole[:size])
+    assert not np.array_equal(whole, select(View(size=90, seed=4), extras))
+
+
+def test_class_counts_are_nested_and_every_class_is_drawn_by_some_seed(extras: Manifest) -> None:
+    first = []
+    for seed in range(40):
+        drawn = [set(extras.class_index[select(View(class_count=k, seed=seed), extras)]) for k in (1, 2, 3, 4)]
+        assert [len(classes) for classes in drawn] == [1, 2, 3, 4]
+        assert drawn[0] < drawn[1] < drawn[2] < drawn[3]
+        first += list(drawn[0])
+    assert set(first) == {0, 1, 2, 3}
+
+
+@pytest.mark.parametrize(
+    ("view", "message"),
+    [
+        (View(classes=("midle",)), "unknown class of blobs 'midle': did you mean middle"),
+        (View("val"), "no split 'val'"),
+        (View(size=121), "121 images asked of .*, which has 120: ask for 1 to 120"),
+        (View(size=0), "0 images asked"),
+        (View(class_count=4), "4 classes asked of .*: ask for 1 to 3"),
+    ],
+)
+def test_what_cannot_be_selected_is_said(view: View, message: str, blobs: Manifest) -> None:
+    with pytest.raises(FastadError, match=message):
+        select(view, blobs)
+
+
+def test_an_empty_view_is_said(blobs: Manifest) -> None:
+    from dataclasses import replace
+
+    without = replace(blobs, class_index=np.where(blobs.class_index == 1, 0, blobs.class_index))
+    with pytest.raises(FastadError, match="has no train images of classes middle: choose another class, set or split"):
+        select(View("train", ("middle",)), without)
