@@ -1,0 +1,155 @@
+"""Scores of test images, and the metrics with their intervals.
+
+Owns `scores.npz`, `examples.npz` and every metric; which model scored is `fastad.train`'s matter.
+Use: `measure(target, score)["auroc"].value`.
+"""
+
+import zipfile
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from scipy import stats
+from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
+
+from fastad.errors import FastadError
+from fastad.files import atomic
+from fastad.manifest import Manifest
+from fastad.networks import Detector
+from fastad.objectives import Objective
+from fastad.pipeline import Batch
+from fastad.reader import ShardReader
+from fastad.run import Interval, Run
+from fastad.seeds import generator
+
+METRICS = ("auroc", "average_precision", "fpr95")
+
+RESAMPLES = 1_000
+EXAMPLES = 12
+
+
+class Scores(NamedTuple):
+    """What a model made of the test images, [n] each: keys (bytes), class names, target (1: anomalous), score."""
+
+    key: np.ndarray
+    class_name: np.ndarray
+    target: np.ndarray
+    score: np.ndarray
+
+
+def score_batches(models: Sequence[tuple[Detector, Objective]], batches: Iterable[Batch]) -> np.ndarray:
+    """The scores of every image by every model, float32 [models, n]; one pass over the batches."""
+    found: list[list[torch.Tensor]] = [[] for _ in models]
+    for model, _ in models:
+        model.eval()
+    with torch.inference_mode():
+        for batch in batches:
+            for (model, objective), scores in zip(models, found, strict=True):
+                scores.append(objective.score(model(batch.images)))
+    return np.stack([torch.cat(scores).cpu().numpy() for scores in found])
+
+
+def measure(target: np.ndarray, score: np.ndarray, seed: int = 0) -> dict[str, Interval]:
+    """AUROC, average precision and FPR at 95 % TPR, anomalous as positive, each with a 95 % interval.
+
+    The intervals are percentiles of a stratified bootstrap (as many nominal and as many anomalous images as there are,
+    drawn with replacement, 1,000 times). Raises `FastadError` if a score is not finite or one of the targets is absent.
+    """
+    if not np.isfinite(score).all():
+        raise FastadError(
+            f"{np.sum(~np.isfinite(score))} of {len(score)} scores are not finite: the model diverged, lower optim.lr"
+        )
+    if not 0 < target.sum() < len(target):
+        raise FastadError("all test images are of one kind, so nothing can be ranked: test nominal and anomalous ones")
+    fpr, tpr, _ = roc_curve(target, score, drop_intermediate=False)
+    values = (roc_auc_score(target, score), average_precision_score(target, score), fpr[np.searchsorted(tpr, 0.95)])
+    low, high = np.percentile(_bootstrap(target, score, seed), (2.5, 97.5), axis=0)
+    return {name: Interval(*map(float, figures)) for name, *figures in zip(METRICS, values, low, high, strict=True)}
+
+
+def _bootstrap(target: np.ndarray, score: np.ndarray, seed: int) -> np.ndarray:
+    """The metrics of `RESAMPLES` stratified resamples, [resamples, metrics]."""
+    rng = generator(seed, "bootstrap")
+    thresholds, place = np.unique(-score, return_inverse=True)
+    counts = []
+    for kind in (1, 0):
+        places = place[target == kind]
+        drawn = (rng.choice(places, size=len(places)) for _ in range(RESAMPLES))
+        counts.append([np.bincount(choice, minlength=len(thresholds)) for choice in drawn])
+    return np.array([_metrics_of_counts(*pair) for pair in zip(*counts, strict=True)])
+
+
+def _metrics_of_counts(anomalous: np.ndarray, nominal: np.ndarray) -> tuple[float, float, float]:
+    """The metrics from how many images of either kind stand at each distinct score, highest score first."""
+    true_positives, false_positives = anomalous.cumsum(), nominal.cumsum()
+    below = false_positives[-1] - false_positives
+    auroc = np.sum(anomalous * (below + nominal / 2)) / (true_positives[-1] * false_positives[-1])
+    flagged = np.maximum(true_positives + false_positives, 1)
+    precision = np.sum(anomalous * (true_positives / flagged)) / true_positives[-1]
+    fpr95 = false_positives[np.searchsorted(true_positives, 0.95 * true_positives[-1])] / false_positives[-1]
+    return auroc, precision, fpr95
+
+
+def over_seeds(values: Sequence[float]) -> Interval:
+    """Mean over seeds with Student's 95 % interval of it; of a single seed there is no interval (NaN)."""
+    mean = float(np.mean(values))
+    if len(values) < 2:
+        return Interval(mean, float("nan"), float("nan"))
+    half = float(stats.t.ppf(0.975, len(values) - 1) * stats.sem(values))
+    return Interval(mean, mean - half, mean + half)
+
+
+def write_scores(run: Run, scores: Scores) -> None:
+    """Writes `scores.npz` (key, class, target, score)."""
+    columns: dict[str, Any] = {
+        "key": scores.key,
+        "class": scores.class_name,
+        "target": scores.target,
+        "score": scores.score,
+    }
+    with atomic(run.scores) as file:
+        np.savez_compressed(file, **columns)
+
+
+def read_scores(run: Run) -> Scores:
+    """The scores of an evaluated run; raises `FastadError` if there are none or the file is damaged."""
+    try:
+        with open(run.scores, "rb") as file, np.load(file) as columns:
+            return Scores(columns["key"], columns["class"], columns["target"], columns["score"])
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise FastadError(f"{run.scores} cannot be read ({error}): run fastad train again to finish the run") from error
+
+
+def describe(manifest: Manifest, rows: np.ndarray, target: np.ndarray, score: np.ndarray) -> Scores:
+    """Scores with the keys and class names of their rows."""
+    names = np.array((*manifest.classes, "(none)"))
+    return Scores(manifest.key[rows], names[manifest.class_index[rows]], target.astype(np.int8), score)
+
+
+STRIPS: Mapping[str, str] = {
+    "highest": "most anomalous of all",
+    "lowest": "least anomalous of all",
+    "nominal_highest": "nominal images that look most anomalous",
+    "anomalous_lowest": "anomalous images that look least anomalous",
+}
+
+
+def write_examples(run: Run, reader: ShardReader, rows: np.ndarray, scores: Scores) -> None:
+    """Writes `examples.npz`: of each of `STRIPS`, the images that a report shows, with their scores and classes."""
+    order = np.argsort(scores.score, kind="stable")
+    anomalous = scores.target[order] == 1
+    strips = {
+        "highest": order[::-1][:EXAMPLES],
+        "lowest": order[:EXAMPLES],
+        "nominal_highest": order[~anomalous][::-1][:EXAMPLES],
+        "anomalous_lowest": order[anomalous][:EXAMPLES],
+    }
+    columns: dict[str, Any] = {}
+    for name, places in strips.items():
+        columns[f"{name}_images"] = reader.pixels(rows[places])
+        columns[f"{name}_class"] = scores.class_name[places]
+        columns[f"{name}_target"] = scores.target[places]
+        columns[f"{name}_score"] = scores.score[places]
+    with atomic(run.examples) as file:
+        np.savez_compressed(file, **columns)

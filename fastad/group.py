@@ -1,0 +1,141 @@
+"""A group: one or more objectives on the same batches, each with its own parameters and optimiser.
+
+Owns models, precision, compiling and the step; which batches, how long and what is kept is `fastad.train`'s.
+Use: `member = workbench.member(find("hsc"), seed=1, compiled=False)`, then `step([member], batch)`.
+"""
+
+import shutil
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastad.errors import FastadError
+from fastad.networks import Detector, build
+from fastad.objectives import Objective
+from fastad.pipeline import Batch
+from fastad.progress import say
+from fastad.recipe import OptimSpec, Recipe
+
+# Compiling takes 5 to 25 s on two cores and saves at most 25 ms a step of the MNIST LeNet (README, Performance).
+COMPILE_CPU_FROM_STEPS = 2_000
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(eq=False)
+class Member:
+    """One objective of a group while it trains. `loss_sum` adds up the steps' mean losses on the device."""
+
+    objective: Objective
+    model: Detector
+    loss: Loss
+    optimizer: torch.optim.Adam
+    loss_sum: Tensor
+    compiled: bool
+
+    def state(self) -> dict[str, Any]:
+        """Everything that training has changed."""
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "loss_sum": self.loss_sum,
+            "compiled": self.compiled,
+        }
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Takes up what `state` returned."""
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.loss_sum.copy_(state["loss_sum"])
+
+
+def step(members: Iterable[Member], batch: Batch) -> None:
+    """One optimisation step of every member on one batch; the host does not wait for the device."""
+    for member in members:
+        loss = member.loss(batch.images, batch.target)
+        loss.backward()
+        member.optimizer.step()
+        member.optimizer.zero_grad()
+        member.loss_sum += loss.detach()
+
+
+def set_learning_rate(member: Member, optim: OptimSpec, epoch: int) -> float:
+    """Sets and returns the learning rate of an epoch: a tenth for every milestone that has come."""
+    lr = optim.lr * 0.1 ** sum(milestone <= epoch for milestone in optim.milestones)
+    for parameters in member.optimizer.param_groups:
+        parameters["lr"] = lr
+    return lr
+
+
+class Workbench:
+    """Warm models: each objective's module is made and compiled once, and re-initialised in place for every run."""
+
+    def __init__(self, recipe: Recipe, shape_hwc: tuple[int, int, int], device: torch.device) -> None:
+        self.recipe = recipe
+        self.shape_hwc = shape_hwc
+        self.device = device
+        self.precision = _precision(recipe.train.precision, device)
+        self._models: dict[str, Detector] = {}
+        self._losses: dict[tuple[str, bool], Loss] = {}
+
+    def member(self, objective: Objective, seed: int, compiled: bool) -> Member:
+        """A member with the seed's fresh parameters; it is the only valid one of its objective until the next call."""
+        fresh = build(self.recipe.network, self.shape_hwc, objective.output_width, seed)
+        if objective.name not in self._models:
+            fresh.autocast_dtype = torch.bfloat16 if self.precision == "bfloat16" else None
+            self._models[objective.name] = fresh.to(self.device)
+        else:
+            self._models[objective.name].load_state_dict(fresh.state_dict())
+        model = self._models[objective.name]
+        if (objective.name, compiled) not in self._losses:
+            self._losses[objective.name, compiled] = self._loss(model, objective, compiled)
+        optim = self.recipe.optim
+        return Member(
+            objective=objective,
+            model=model.train(),
+            loss=self._losses[objective.name, compiled],
+            optimizer=torch.optim.Adam(
+                model.parameters(),
+                lr=optim.lr,
+                weight_decay=optim.weight_decay,
+                fused=True,
+                capturable=self.device.type == "cuda",
+            ),
+            loss_sum=torch.zeros((), device=self.device),
+            compiled=compiled,
+        )
+
+    def _loss(self, model: Detector, objective: Objective, compiled: bool) -> Loss:
+        """Batch → mean loss. An objective without OE sees the nominal images only, in a batch of their own."""
+        seen = None if objective.uses_oe else self.recipe.data.batch_nominal
+
+        def loss(images: Tensor, target: Tensor) -> Tensor:
+            return objective.loss(model(images[:seen]), target[:seen]).mean()
+
+        return torch.compile(loss, fullgraph=True, dynamic=False) if compiled else loss
+
+    def compiles(self, steps: int) -> bool:
+        """Whether a run of that many steps is compiled: decided by the recipe and the run's own length, so that neither
+        grouping nor resuming changes a number."""
+        choice, on_cpu = self.recipe.train.compile, self.device.type == "cpu"
+        if choice == "off" or (choice == "auto" and on_cpu and steps < COMPILE_CPU_FROM_STEPS):
+            return False
+        if on_cpu and not (shutil.which("g++") or shutil.which("clang++")):
+            if choice == "on":
+                raise FastadError("train.compile=on needs a C++ compiler on the CPU: install g++, or use auto")
+            say("no C++ compiler found: training is not compiled")
+            return False
+        return True
+
+
+def _precision(choice: str, device: torch.device) -> str:
+    """ "bfloat16" or "float32": what the bodies of networks compute in."""
+    has_bfloat16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
+    if choice == "bfloat16" and not has_bfloat16:
+        raise FastadError("train.precision=bfloat16 needs a GPU that has it: use float32 or auto")
+    if choice == "auto":
+        return "bfloat16" if has_bfloat16 else "float32"
+    return choice

@@ -1,0 +1,236 @@
+"""Everything that defines a run, as frozen dataclasses read from TOML.
+
+Owns the fields, their defaults and their bounds; what the fields mean to a step of the work is said where that step is.
+Class, objective and seed are not in a recipe: a recipe is trained for many of them.
+Use: `recipe = load("fashion-mnist", ["optim.epochs=10"])`.
+"""
+
+import dataclasses
+import math
+import tomllib
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from fastad.augment import AugmentSpec
+from fastad.errors import FastadError, unknown
+from fastad.networks import NETWORKS
+from fastad.objectives import find
+from fastad.plan import OE_ORDERS
+
+
+@dataclass(frozen=True, slots=True)
+class DataSpec:
+    """Which sets, and how batches are made of them (PROTOCOL, Batches).
+
+    `oe` None: no outlier exposure. `oe_size`: images of the OE subset, None for all; `oe_classes`: number of OE classes
+    drawn, None for all.
+    """
+
+    nominal: str
+    oe: str | None = None
+    oe_size: int | None = None
+    oe_classes: int | None = None
+    oe_order: str = "cyclic"
+    batch_nominal: int = 128
+    batch_oe: int = 128
+
+
+@dataclass(frozen=True, slots=True)
+class OptimSpec:
+    """Adam: the learning rate `lr` falls to a tenth at each milestone (an epoch); `weight_decay` is coupled L2."""
+
+    epochs: int
+    milestones: tuple[int, ...] = ()
+    lr: float = 1e-3
+    weight_decay: float = 0.5e-6
+
+
+@dataclass(frozen=True, slots=True)
+class TrainSpec:
+    """How the work is executed. `precision`: "auto" is bfloat16 autocast on GPUs that have it, else float32.
+
+    `compile`: "auto" is on for CUDA, and on the CPU where the run is long enough to repay it.
+    """
+
+    precision: str = "auto"
+    compile: str = "auto"
+    checkpoint_every_s: float = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """A resolved recipe; equal recipes with equal class, objective and seed are the same run."""
+
+    name: str
+    network: str
+    objectives: tuple[str, ...]
+    data: DataSpec
+    optim: OptimSpec
+    augment: AugmentSpec = field(default_factory=AugmentSpec)
+    train: TrainSpec = field(default_factory=TrainSpec)
+
+
+CHOICES = {
+    "network": tuple(NETWORKS),
+    "data.oe_order": tuple(OE_ORDERS),
+    "train.precision": ("auto", "bfloat16", "float32"),
+    "train.compile": ("auto", "on", "off"),
+}
+
+BOUNDS = {
+    "data.oe_size": (1, math.inf),
+    "data.oe_classes": (1, math.inf),
+    "data.batch_nominal": (2, math.inf),
+    "data.batch_oe": (1, math.inf),
+    "optim.epochs": (1, math.inf),
+    "optim.milestones": (0, math.inf),
+    "optim.lr": (0, math.inf),
+    "optim.weight_decay": (0, math.inf),
+    "augment.flip_probability": (0, 1),
+    "augment.crop_padding_px": (0, math.inf),
+    "augment.oe_blur_sigma_px": (0, math.inf),
+    "augment.std": (1e-6, math.inf),
+    "train.checkpoint_every_s": (0, math.inf),
+}
+
+
+def recipe_names() -> list[str]:
+    """The recipes that fastad ships."""
+    files = resources.files("fastad.recipes").iterdir()
+    return sorted(file.name.removesuffix(".toml") for file in files if file.name.endswith(".toml"))
+
+
+def load(name: str, overrides: Iterable[str] = ()) -> Recipe:
+    """The recipe of that name, or of the TOML file at that path, with `key=value` overrides applied.
+
+    Raises `FastadError` for an unknown recipe, an unknown key (with the nearest known ones), a value of the wrong type
+    or out of its bounds.
+    """
+    if name.endswith(".toml"):
+        path = Path(name)
+        if not path.is_file():
+            raise FastadError(
+                f"no recipe file {path}: give an existing .toml file, or one of {', '.join(recipe_names())}"
+            )
+        text, stem = path.read_text(), path.stem
+    else:
+        if name not in (known := recipe_names()):
+            raise unknown("recipe", name, known)
+        text, stem = (resources.files("fastad.recipes") / f"{name}.toml").read_text(), name
+    try:
+        table = {"name": stem} | tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise FastadError(f"recipe {name} is not valid TOML: {error}") from error
+    for override in overrides:
+        _override(table, override)
+    return parse(table)
+
+
+def _override(table: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals:
+        raise FastadError(f"--set takes key=value, found {override!r}: write --set optim.epochs=10, say")
+    if key not in (keys := known_keys()):
+        raise unknown("recipe key", key, keys)
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = None if text == "none" else text
+    *sections, last = key.split(".")
+    for section in sections:
+        table = table.setdefault(section, {})
+    table[last] = value
+
+
+def parse(table: Mapping[str, Any]) -> Recipe:
+    """A recipe from a table as TOML gives it, every field checked."""
+    recipe: Recipe = _parse(Recipe, table, "")
+    for objective in recipe.objectives:
+        find(objective)
+    if not recipe.objectives:
+        raise FastadError("recipe key objectives is empty: name at least one, such as hsc")
+    return recipe
+
+
+def known_keys(kind: Any = Recipe, prefix: str = "") -> list[str]:
+    """Every key of a recipe, dotted, in order."""
+    keys = []
+    for name, hint in typing.get_type_hints(kind).items():
+        keys += known_keys(hint, f"{prefix}{name}.") if dataclasses.is_dataclass(hint) else [prefix + name]
+    return keys
+
+
+def _parse(kind: Any, table: Any, prefix: str) -> Any:
+    """A dataclass from a table; `prefix` is its dotted place, ending in a dot."""
+    if not isinstance(table, Mapping):
+        raise FastadError(f"recipe key {prefix.rstrip('.')} must be a table, found {table!r}")
+    hints = typing.get_type_hints(kind)
+    for key in table:
+        if key not in hints:
+            raise unknown("recipe key", prefix + key, known_keys())
+    values = {}
+    for spec in dataclasses.fields(kind):
+        place = prefix + spec.name
+        if dataclasses.is_dataclass(hints[spec.name]) and (
+            spec.name in table or spec.default_factory is dataclasses.MISSING
+        ):
+            values[spec.name] = _parse(hints[spec.name], table.get(spec.name, {}), place + ".")
+        elif spec.name in table:
+            values[spec.name] = _checked(hints[spec.name], table[spec.name], place)
+        elif spec.default is dataclasses.MISSING and spec.default_factory is dataclasses.MISSING:
+            raise FastadError(f"recipe key {place} is missing: add it, or --set {place}=…")
+    return kind(**values)
+
+
+def _checked(hint: Any, value: Any, place: str) -> Any:
+    """The value as its field's type, within its choices or bounds."""
+    if isinstance(hint, types.UnionType):
+        if value is None:
+            return None
+        (hint,) = (option for option in typing.get_args(hint) if option is not types.NoneType)
+    if typing.get_origin(hint) is tuple:
+        items = value if isinstance(value, list | tuple) else [value]
+        return tuple(_checked(typing.get_args(hint)[0], item, place) for item in items)
+    if hint is float and type(value) is int:
+        value = float(value)
+    if type(value) is not hint:
+        raise FastadError(f"recipe key {place} must be of type {hint.__name__}, found {value!r}")
+    if place in CHOICES and value not in CHOICES[place]:
+        raise unknown(place, value, CHOICES[place])
+    if place in BOUNDS:
+        low, high = BOUNDS[place]
+        if not low <= value <= high:
+            upper = "" if high == math.inf else f" and at most {high}"
+            raise FastadError(f"recipe key {place} must be at least {low}{upper}, found {value}")
+    return value
+
+
+def dump(recipe: Recipe) -> str:
+    """The recipe as TOML, every field written out except those that are None."""
+    plain: list[str] = []
+    sections: list[str] = []
+    for spec in dataclasses.fields(recipe):
+        value = getattr(recipe, spec.name)
+        if dataclasses.is_dataclass(value):
+            lines = [_line(item.name, getattr(value, item.name)) for item in dataclasses.fields(value)]
+            sections.append("\n".join((f"\n[{spec.name}]", *(line for line in lines if line))))
+        else:
+            plain.append(_line(spec.name, value))
+    return "\n".join((*plain, *sections)) + "\n"
+
+
+def _line(key: str, value: Any) -> str:
+    return "" if value is None else f"{key} = {_toml(value)}"
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(_toml, value))}]"
+    if isinstance(value, str):
+        return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
+    return str(value).lower() if isinstance(value, bool) else repr(value)

@@ -1,0 +1,1 @@
+"""The recipes that fastad ships, one TOML file each; `fastad.recipe` reads them."""

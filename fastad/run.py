@@ -1,0 +1,194 @@
+"""The run directory of one training: its name, its files, its environment and its result.
+
+Owns `<out>/<recipe>/<class>/<objective>/seed<N>/` and what its files are called; their contents come from
+`fastad.train` and `fastad.evaluate`. `result.json` is written last: its presence means that the run is finished.
+Use: `run = open_run(out, recipe, "Trouser", "hsc", seed=1)`.
+"""
+
+import json
+import os
+import platform
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from fastad.errors import FastadError
+from fastad.files import write_json, write_text
+from fastad.progress import say
+from fastad.recipe import Recipe, dump, load
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One training: a recipe for one nominal class, one objective and one seed, and the folder it lives in."""
+
+    folder: Path
+    recipe: Recipe
+    class_name: str
+    objective: str
+    seed: int
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.folder / "checkpoint.pt"
+
+    @property
+    def model(self) -> Path:
+        return self.folder / "model.pt"
+
+    @property
+    def log(self) -> Path:
+        return self.folder / "log.jsonl"
+
+    @property
+    def scores(self) -> Path:
+        return self.folder / "scores.npz"
+
+    @property
+    def examples(self) -> Path:
+        return self.folder / "examples.npz"
+
+    @property
+    def result(self) -> Path:
+        return self.folder / "result.json"
+
+
+class Interval(NamedTuple):
+    """A figure with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True)
+class RunResult:
+    """What came of a run. `metrics`: "auroc", "average_precision", "fpr95" as fractions. `seconds`: wall time by phase.
+
+    `stall_share`: the share of training time spent waiting for batches. `group_size`: objectives trained on the same
+    batches at once; `images_per_s` counts each image once.
+    """
+
+    recipe: str
+    class_name: str
+    objective: str
+    seed: int
+    metrics: Mapping[str, Interval]
+    counts: Mapping[str, int]
+    seconds: Mapping[str, float]
+    images_per_s: float
+    stall_share: float
+    group_size: int
+    precision: str
+    compiled: bool
+    environment: Mapping[str, Any]
+
+
+def slug(name: str) -> str:
+    """A name as it stands in paths: what is not a letter, digit, dot, underscore or hyphen becomes a hyphen."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name)
+
+
+def open_run(out: Path, recipe: Recipe, class_name: str, objective: str, seed: int) -> Run:
+    """The run in its folder, new or as it was left; raises `FastadError` if another recipe's run stands there."""
+    folder = out / slug(recipe.name) / slug(class_name) / slug(objective) / f"seed{seed}"
+    run = Run(folder, recipe, class_name, objective, seed)
+    path = folder / "recipe.toml"
+    if not path.is_file():
+        write_text(path, dump(recipe))
+        write_json(folder / "run.json", {"class": class_name, "objective": objective, "seed": seed})
+        return run
+    found = load(str(path))
+    if found != recipe:
+        there, asked = dump(found).splitlines(), dump(recipe).splitlines()
+        changed = [line for line in there if line not in asked] or ["a key less"]
+        raise FastadError(
+            f"{folder} holds a run of another recipe ({changed[0].strip()} there): choose another --out or remove it"
+        )
+    return run
+
+
+def find_runs(folders: Iterable[Path]) -> list[Run]:
+    """Every run in the folders or below them, finished or not, in the order of their paths; raises `FastadError` if one
+    of the folders holds none."""
+    runs = {}
+    for folder in folders:
+        found = sorted(folder.glob("**/run.json")) if folder.is_dir() else []
+        if not found:
+            raise FastadError(f"no run in {folder}: give a folder that fastad train wrote")
+        for path in found:
+            identity = json.loads(path.read_bytes())
+            recipe = load(str(path.parent / "recipe.toml"))
+            runs[path.parent.resolve()] = Run(
+                path.parent, recipe, identity["class"], identity["objective"], identity["seed"]
+            )
+    return list(runs.values())
+
+
+def write_result(run: Run, result: RunResult) -> None:
+    """Writes `result.json`: the run is finished."""
+    value = asdict(result)
+    value["metrics"] = {name: interval._asdict() for name, interval in result.metrics.items()}
+    write_json(run.result, value)
+
+
+def read_result(run: Run) -> RunResult | None:
+    """The result of a finished run, None for one that is not; raises `FastadError` for a file that is not a result."""
+    if not run.result.is_file():
+        return None
+    try:
+        value = json.loads(run.result.read_bytes())
+        value["metrics"] = {name: Interval(**interval) for name, interval in value["metrics"].items()}
+        return RunResult(**value)
+    except (ValueError, TypeError, KeyError) as error:
+        raise FastadError(
+            f"{run.result} is not a result of this fastad ({error}): remove it and evaluate again"
+        ) from error
+
+
+DEVICES = ("auto", "cpu", "cuda")
+
+
+def choose_device(asked: str) -> torch.device:
+    """The device to work on, said aloud; "cuda" without a GPU raises `FastadError`, "auto" falls back to the CPU."""
+    if asked not in DEVICES:
+        raise FastadError(f"unknown device {asked!r}: use auto, cpu or cuda")
+    if asked == "cuda" and not torch.cuda.is_available():
+        raise FastadError("--device cuda asked, but PyTorch finds no CUDA GPU: use --device cpu, or check nvidia-smi")
+    if asked == "cpu" or not torch.cuda.is_available():
+        why = "" if asked == "cpu" else ": no CUDA GPU found"
+        say(f"device: CPU, {torch.get_num_threads()} threads, for training and DALI{why}")
+        return torch.device("cpu")
+    device = torch.device("cuda", torch.cuda.current_device())
+    say(f"device: {torch.cuda.get_device_name(device)}, for training and DALI")
+    return device
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """What a result rests on: versions, processor and device."""
+    packages = ("fastad", "torch", "torchvision", "numpy", "nvidia-dali-cuda130", "nvidia-dali-cuda120")
+    return {
+        "python": platform.python_version(),
+        "packages": {name: found for name in packages if (found := _version(name))},
+        "processor": _processor(),
+        "cores": len(os.sched_getaffinity(0)),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _processor() -> str:
+    with open("/proc/cpuinfo") as file:
+        names = (line.partition(":")[2].strip() for line in file if line.startswith("model name"))
+        return next(names, platform.machine())

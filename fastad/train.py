@@ -1,0 +1,356 @@
+"""The training loop, in reading order: check everything, then train group after group, then evaluate.
+
+Owns checkpoints, resuming, stopping and logs. Batches come from `fastad.pipeline`, the step from `fastad.group`,
+metrics from `fastad.evaluate`.
+Use: `train(load("digits"), shards=home, out=Path("runs"), device=device, seeds=[1])`.
+"""
+
+import itertools
+import json
+import pickle
+import signal
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import torch
+
+from fastad.errors import FastadError, Interrupted
+from fastad.evaluate import describe, measure, score_batches, write_examples, write_scores
+from fastad.files import atomic, write_text
+from fastad.group import Member, Workbench, set_learning_rate, step
+from fastad.manifest import Manifest, open_set
+from fastad.networks import parameter_count
+from fastad.objectives import Objective, find
+from fastad.pipeline import evaluation_batches, train_batches
+from fastad.plan import Plan
+from fastad.progress import progress, say
+from fastad.reader import ShardReader
+from fastad.recipe import Recipe
+from fastad.run import Run, RunResult, environment, open_run, read_result, write_result
+from fastad.view import View, select
+
+
+def never() -> int:
+    """The `stop` of work that nobody interrupts."""
+    return 0
+
+
+class Stop:
+    """Whether training is to stop: the number of the signal that asked, 0 while none has."""
+
+    def __init__(self) -> None:
+        self.signal_number = 0
+
+    def __call__(self) -> int:
+        return self.signal_number
+
+
+@contextmanager
+def stop_on_signals() -> Iterator[Stop]:
+    """While it lasts, the first SIGINT or SIGTERM only sets the `Stop` it yields; a second one acts at once."""
+    stop = Stop()
+    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        stop.signal_number = number
+        signal.signal(number, signal.SIG_DFL)
+
+    try:
+        for number in previous:
+            signal.signal(number, ask)
+        yield stop
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def train(
+    recipe: Recipe,
+    *,
+    shards: Path,
+    out: Path,
+    device: torch.device,
+    classes: Sequence[str] = (),
+    objectives: Sequence[str] = (),
+    seeds: Sequence[int] = (1,),
+    stop: Callable[[], int] = never,
+) -> list[RunResult]:
+    """Trains and evaluates every class × objective × seed; finished runs are left alone, unfinished ones go on.
+
+    `classes` empty means every class of the nominal set, `objectives` empty the recipe's. Raises `FastadError` for what
+    the user can mend, before anything is written, and `Interrupted` once `stop()` is not 0.
+    """
+    sets = open_sets(recipe, shards)
+    workbench = Workbench(recipe, sets.nominal.manifest.shape_hwc, device)
+    wanted = [find(name) for name in dict.fromkeys(objectives or recipe.objectives)]
+    if sets.oe is None and (needing := [objective.name for objective in wanted if objective.uses_oe]):
+        say(f"no OE set: {', '.join(needing)} will see nominal images only")
+    tasks = []
+    for seed, class_name in itertools.product(
+        dict.fromkeys(seeds), dict.fromkeys(classes or sets.nominal.manifest.classes)
+    ):
+        one_vs_rest(sets, class_name)
+        plan = make_plan(recipe, sets, class_name, seed, any(objective.uses_oe for objective in wanted))
+        runs = [(open_run(out, recipe, class_name, objective.name, seed), objective) for objective in wanted]
+        tasks.append((plan, runs))
+
+    results: dict[Path, RunResult] = {}
+    for number, (plan, runs) in enumerate(tasks, start=1):
+        label = f"[{number}/{len(tasks)}] {runs[0][0].class_name} seed {runs[0][0].seed}"
+        finished = {run.folder: result for run, _ in runs if (result := read_result(run))}
+        results |= finished
+        if len(finished) == len(runs):
+            say(f"{label}: done already")
+            continue
+        due = [(run, objective) for run, objective in runs if run.folder not in finished]
+        for group in _groups(workbench, sets, plan, due):
+            _train_group(workbench, sets, plan, group, label, stop)
+            results |= _evaluate_group(workbench, sets, plan, group)
+    return [results[run.folder] for _, runs in tasks for run, _ in runs]
+
+
+@dataclass(frozen=True, eq=False)
+class Sets:
+    """The open shard sets of a recipe."""
+
+    nominal: ShardReader
+    oe: ShardReader | None
+
+    def fingerprint(self) -> list[str]:
+        """What a checkpoint must agree with beside its recipe: the images that the run is trained on."""
+        return [reader.manifest.fingerprint for reader in (self.nominal, self.oe) if reader is not None]
+
+
+def open_sets(recipe: Recipe, shards: Path) -> Sets:
+    """The recipe's sets in the shard home; `FastadError` if one is missing or changed, or if image sizes differ."""
+    nominal = open_set(shards / recipe.data.nominal)
+    if recipe.data.oe is None:
+        return Sets(ShardReader(nominal), None)
+    oe = open_set(shards / recipe.data.oe)
+    if oe.shape_hwc != nominal.shape_hwc:
+        sizes = " and ".join("×".join(map(str, manifest.shape_hwc)) for manifest in (nominal, oe))
+        raise FastadError(f"{nominal.folder} and {oe.folder} hold images of {sizes}: choose an OE set of the same size")
+    return Sets(ShardReader(nominal), ShardReader(oe))
+
+
+def make_plan(recipe: Recipe, sets: Sets, class_name: str, seed: int, uses_oe: bool = True) -> Plan:
+    """The batches of one class and seed; OE is drawn by the seed alone, so that all classes and objectives share it."""
+    data = recipe.data
+    nominal = select(View("train", (class_name,)), sets.nominal.manifest)
+    oe, oe_order = None, data.oe_order
+    if uses_oe and sets.oe is not None:
+        oe, oe_order = _select_oe(recipe, sets.oe.manifest, seed, len(nominal))
+    return Plan(nominal, oe, seed, recipe.optim.epochs, data.batch_nominal, data.batch_oe, oe_order)
+
+
+def _select_oe(recipe: Recipe, manifest: Manifest, seed: int, nominal_size: int) -> tuple[np.ndarray, str]:
+    """The OE rows of a seed and the order they are read in: a window means one in source order, and drawn classes that
+    hold fewer images than the nominal class are read with replacement (PROTOCOL, Figure 4)."""
+    data = recipe.data
+    rows = select(View("train", class_count=data.oe_classes, size=data.oe_size, seed=seed), manifest)
+    if data.oe_order == "window":
+        rows = rows[np.argsort(manifest.source_index[rows], kind="stable")]
+    if data.oe_classes is not None and len(rows) < nominal_size:
+        return rows, "with-replacement"
+    return rows, data.oe_order
+
+
+def one_vs_rest(sets: Sets, class_name: str) -> tuple[np.ndarray, np.ndarray]:
+    """One against the rest: the rows of the test split, and their target, 0 for the class and 1 for all others."""
+    manifest = sets.nominal.manifest
+    select(View("test", (class_name,)), manifest)
+    rows = select(View("test"), manifest)
+    target = (manifest.class_index[rows] != manifest.classes.index(class_name)).astype(np.float32)
+    if target.all() or not target.any():
+        raise FastadError(f"{manifest.folder} has test images of {class_name} only: one against the rest needs a rest")
+    return rows, target
+
+
+@dataclass(eq=False)
+class _Training:
+    """A run while it trains: how far it is, and what it took in seconds."""
+
+    run: Run
+    member: Member
+    step: int
+    train_s: float
+    stall_s: float
+
+
+def _groups(
+    workbench: Workbench, sets: Sets, plan: Plan, due: list[tuple[Run, Objective]]
+) -> Iterator[list[_Training]]:
+    """The runs that are due, as groups of equal progress, so that each group can share its batches."""
+    trainings = []
+    for run, objective in due:
+        saved = _read_checkpoint(run, sets, workbench.device)
+        compiled = saved["member"]["compiled"] if saved else workbench.compiles(plan.steps)
+        training = _Training(run, workbench.member(objective, run.seed, compiled), 0, 0.0, 0.0)
+        if saved:
+            training.member.load(saved["member"])
+            training.step, training.train_s, training.stall_s = saved["step"], saved["train_s"], saved["stall_s"]
+        trainings.append(training)
+    trainings.sort(key=lambda training: training.step)
+    for _, group in itertools.groupby(trainings, key=lambda training: training.step):
+        yield list(group)
+
+
+def _train_group(
+    workbench: Workbench, sets: Sets, plan: Plan, group: list[_Training], label: str, stop: Callable[[], int]
+) -> None:
+    """Steps every member through the plan's batches; the host waits for the device at the end of an epoch only."""
+    recipe, start, members = workbench.recipe, group[0].step, [training.member for training in group]
+    batches = train_batches(plan, sets.nominal, sets.oe, recipe.augment, workbench.device, start_step=start)
+    for training in group:
+        _cut_log(training.run, start)
+    names = " ".join(member.objective.name for member in members)
+    stall_s, counted, counted_at = 0.0, start, time.perf_counter()
+    saved_at = counted_at
+    with progress(f"{label} {names}", plan.steps, unit="steps", done=start) as advance:
+        for number in range(start, plan.steps):
+            epoch, place = divmod(number, plan.steps_per_epoch)
+            if number == start or place == 0:
+                for member in members:
+                    set_learning_rate(member, recipe.optim, epoch)
+            waiting_at = time.perf_counter()
+            batch = next(batches)
+            stall_s += time.perf_counter() - waiting_at
+            step(members, batch)
+            advance()
+
+            asked, ends_epoch = stop(), place + 1 == plan.steps_per_epoch
+            saves = asked or time.perf_counter() - saved_at >= recipe.train.checkpoint_every_s
+            if not (ends_epoch or saves):
+                continue
+            losses = _mean_losses(group, plan.steps_per_epoch) if ends_epoch else []
+            seconds = time.perf_counter() - counted_at
+            for training in group:
+                training.step = number + 1
+                training.train_s += seconds
+                training.stall_s += stall_s
+            if ends_epoch:
+                images_per_s = (number + 1 - counted) * plan.batch_size / seconds
+                _log_epoch(group, epoch, losses, images_per_s, stall_s / seconds)
+                advance(0, "loss " + ", ".join(f"{loss:.4f}" for loss in losses))
+            if saves:
+                for training in group:
+                    _write_checkpoint(training, sets)
+                saved_at = time.perf_counter()
+            if asked:
+                raise Interrupted(asked)
+            stall_s, counted, counted_at = 0.0, number + 1, time.perf_counter()
+
+
+def _mean_losses(group: list[_Training], steps: int) -> list[float]:
+    """Every member's mean loss of the epoch that ends; the host waits for the device here. Sums begin anew."""
+    losses = []
+    for training in group:
+        losses.append(training.member.loss_sum.item() / steps)
+        training.member.loss_sum.zero_()
+        if not np.isfinite(losses[-1]):
+            raise FastadError(f"{training.run.folder}: the loss is {losses[-1]}: lower optim.lr and remove the folder")
+    return losses
+
+
+def _log_epoch(
+    group: list[_Training], epoch: int, losses: list[float], images_per_s: float, stall_share: float
+) -> None:
+    for training, loss in zip(group, losses, strict=True):
+        line = {
+            "epoch": epoch,
+            "step": training.step,
+            "lr": training.member.optimizer.param_groups[0]["lr"],
+            "loss": loss,
+            "images_per_s": round(images_per_s, 1),
+            "stall_share": round(stall_share, 4),
+            "train_s": round(training.train_s, 3),
+        }
+        with open(training.run.log, "a") as file:
+            file.write(json.dumps(line) + "\n")
+
+
+def _cut_log(run: Run, start: int) -> None:
+    """Takes away what an earlier process logged after step `start`: those epochs come again."""
+    lines = run.log.read_text().splitlines(keepends=True) if run.log.is_file() else []
+    write_text(run.log, "".join(line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= start))
+
+
+def _evaluate_group(workbench: Workbench, sets: Sets, plan: Plan, group: list[_Training]) -> dict[Path, RunResult]:
+    """Scores the test images with all members in one pass; writes model, scores and examples, and results last."""
+    rows, target = one_vs_rest(sets, group[0].run.class_name)
+    started = time.perf_counter()
+    batches = evaluation_batches(sets.nominal, rows, target, workbench.recipe.augment, workbench.device)
+    scores = score_batches([(training.member.model, training.member.objective) for training in group], batches)
+    score_s = time.perf_counter() - started
+    results = {}
+    for training, score in zip(group, scores, strict=True):
+        run, member, started = training.run, training.member, time.perf_counter()
+        described = describe(sets.nominal.manifest, rows, target, score)
+        metrics = measure(target, score)
+        with atomic(run.model) as file:
+            torch.save(member.model.state_dict(), file)
+        write_scores(run, described)
+        write_examples(run, sets.nominal, rows, described)
+        results[run.folder] = RunResult(
+            recipe=run.recipe.name,
+            class_name=run.class_name,
+            objective=run.objective,
+            seed=run.seed,
+            metrics=metrics,
+            counts={
+                "nominal": len(plan.nominal),
+                "oe": 0 if plan.oe is None or not member.objective.uses_oe else len(plan.oe),
+                "test_nominal": int((target == 0).sum()),
+                "test_anomalous": int((target == 1).sum()),
+                "steps": plan.steps,
+                "parameters": parameter_count(member.model),
+            },
+            seconds={
+                "train": round(training.train_s, 3),
+                "score": round(score_s, 3),
+                "measure": round(time.perf_counter() - started, 3),
+            },
+            images_per_s=round(plan.steps * plan.batch_size / training.train_s, 1),
+            stall_share=round(training.stall_s / training.train_s, 4),
+            group_size=len(group),
+            precision=workbench.precision,
+            compiled=member.compiled,
+            environment=environment(workbench.device),
+        )
+        write_result(run, results[run.folder])
+        run.checkpoint.unlink(missing_ok=True)
+    return results
+
+
+def _write_checkpoint(training: _Training, sets: Sets) -> None:
+    with atomic(training.run.checkpoint) as file:
+        state = {
+            "fingerprint": sets.fingerprint(),
+            "step": training.step,
+            "train_s": training.train_s,
+            "stall_s": training.stall_s,
+            "member": training.member.state(),
+        }
+        torch.save(state, file)
+
+
+def _read_checkpoint(run: Run, sets: Sets, device: torch.device) -> dict[str, Any] | None:
+    """The checkpoint of a run that was interrupted, if there is one."""
+    if not run.checkpoint.is_file():
+        return None
+    try:
+        saved: dict[str, Any] = torch.load(run.checkpoint, map_location=device, weights_only=True)
+        fingerprint = saved["fingerprint"]
+    except (OSError, RuntimeError, EOFError, KeyError, pickle.UnpicklingError) as error:
+        raise FastadError(f"{run.checkpoint} cannot be read: remove it to train this run anew") from error
+    if fingerprint != sets.fingerprint():
+        raise FastadError(
+            f"{run.folder} was begun with other shards: remove it, or train with the shards it began with"
+        )
+    return saved

@@ -1,0 +1,364 @@
+"""Training: exact resuming, groups that change nothing, and the numbers of a plain PyTorch loop."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from fastad.errors import FastadError, Interrupted
+from fastad.evaluate import read_scores
+from fastad.group import Workbench, set_learning_rate, step
+from fastad.manifest import Manifest
+from fastad.networks import build
+from fastad.objectives import OBJECTIVES, find
+from fastad.pipeline import train_batches
+from fastad.recipe import Recipe
+from fastad.run import RunResult, find_runs
+from fastad.train import make_plan, one_vs_rest, open_sets, stop_on_signals, train
+
+CPU = torch.device("cpu")
+STEPS = 10
+
+
+def run(recipe: Recipe, home: Path, out: Path, **fields: object) -> list[RunResult]:
+    arguments: dict[str, object] = {"classes": ["middle"], **fields}
+    return train(recipe, shards=home, out=out, device=CPU, **arguments)  # type: ignore[arg-type]
+
+
+def scores(out: Path) -> dict[str, np.ndarray]:
+    return {str(run.folder.relative_to(out)): read_scores(run).score for run in find_runs([out])}
+
+
+def assert_same_scores(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> None:
+    assert one.keys() == other.keys()
+    for name, values in one.items():
+        np.testing.assert_array_equal(values, other[name])
+
+
+def after(calls: int) -> Callable[[], int]:
+    """A `stop` that asks at the end of the step of that number."""
+    left = calls
+
+    def stop() -> int:
+        nonlocal left
+        left -= 1
+        return signal.SIGTERM if left == 0 else 0
+
+    return stop
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(home: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, np.ndarray]:
+    from fastad.recipe import parse
+
+    out = tmp_path_factory.mktemp("uninterrupted")
+    tiny = {
+        "name": "tiny",
+        "network": "mnist-lenet",
+        "objectives": ["hsc", "bce"],
+        "data": {"nominal": "blobs", "oe": "extras", "batch_nominal": 16, "batch_oe": 16},
+        "optim": {"epochs": 5, "milestones": [3]},
+    }
+    run(parse(tiny), home, out)
+    return scores(out)
+
+
+def test_the_same_command_gives_the_same_scores(
+    recipe: Recipe, home: Path, tmp_path: Path, uninterrupted: dict[str, np.ndarray]
+) -> None:
+    run(recipe, home, tmp_path)
+    assert_same_scores(scores(tmp_path), uninterrupted)
+
+
+@pytest.mark.parametrize("at", range(1, STEPS + 1))
+def test_interrupted_at_any_step_and_resumed_the_scores_are_the_same(
+    at: int, recipe: Recipe, home: Path, tmp_path: Path, uninterrupted: dict[str, np.ndarray]
+) -> None:
+    with pytest.raises(Interrupted, match="stopped by SIGTERM; the same command continues"):
+        run(recipe, home, tmp_path, stop=after(at))
+    run(recipe, home, tmp_path)
+    assert_same_scores(scores(tmp_path), uninterrupted)
+    for found in find_runs([tmp_path]):
+        lines = [json.loads(line) for line in found.log.read_text().splitlines()]
+        assert [(line["epoch"], line["step"]) for line in lines] == [(epoch, 2 * epoch + 2) for epoch in range(5)]
+        assert [line["lr"] for line in lines] == pytest.approx([1e-3, 1e-3, 1e-3, 1e-4, 1e-4])
+        assert not found.checkpoint.exists()
+
+
+def test_members_left_at_different_steps_are_finished_one_by_one(
+    recipe: Recipe, home: Path, tmp_path: Path, uninterrupted: dict[str, np.ndarray]
+) -> None:
+    with pytest.raises(Interrupted):
+        run(recipe, home, tmp_path, objectives=["hsc"], stop=after(3))
+    with pytest.raises(Interrupted):
+        run(recipe, home, tmp_path, objectives=["bce"], stop=after(6))
+    results = run(recipe, home, tmp_path)
+    assert [result.group_size for result in results] == [1, 1]
+    assert_same_scores(scores(tmp_path), uninterrupted)
+
+
+def test_a_group_gives_what_separate_runs_give(recipe: Recipe, home: Path, tmp_path: Path) -> None:
+    names = ["hsc", "hsc:l1", "deep-svdd", "deep-sad", "bce", "focal"]
+    together = run(recipe, home, tmp_path / "together", objectives=names)
+    assert [result.objective for result in together] == names
+    for name in names:
+        (alone,) = run(recipe, home, tmp_path / "alone", objectives=[name])
+        assert alone.group_size == 1
+        assert alone.counts["oe"] == (0 if name == "deep-svdd" else 90)
+    assert_same_scores(scores(tmp_path / "alone"), scores(tmp_path / "together"))
+
+
+def test_finished_runs_are_left_alone(recipe: Recipe, home: Path, tmp_path: Path) -> None:
+    first = run(recipe, home, tmp_path)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    again = run(recipe, home, tmp_path)
+    assert again == first
+    assert before == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+
+
+def test_all_classes_and_seeds_are_trained_and_their_order_changes_nothing(
+    recipe: Recipe, home: Path, tmp_path: Path
+) -> None:
+    short = replace(recipe, optim=replace(recipe.optim, epochs=1))
+    results = train(short, shards=home, out=tmp_path / "a", device=CPU, seeds=[1, 2], objectives=["bce"])
+    assert [(result.class_name, result.seed) for result in results] == [
+        (name, seed) for seed in (1, 2) for name in ("low/mid", "middle", "high")
+    ]
+    train(
+        short,
+        shards=home,
+        out=tmp_path / "b",
+        device=CPU,
+        seeds=[2, 1],
+        classes=["high", "low/mid", "middle"],
+        objectives=["bce"],
+    )
+    assert_same_scores(scores(tmp_path / "a"), scores(tmp_path / "b"))
+
+
+def test_a_few_epochs_tell_the_classes_apart(recipe: Recipe, home: Path, tmp_path: Path) -> None:
+    longer = replace(recipe, optim=replace(recipe.optim, epochs=25))
+    for result in run(longer, home, tmp_path, objectives=["hsc", "bce"]):
+        assert result.metrics["auroc"].value > 0.9
+        assert result.counts == {
+            **{"nominal": 40, "oe": 90, "test_nominal": 20, "test_anomalous": 40},
+            **{"steps": 50, "parameters": 115_968 + (33 if result.objective == "bce" else 0)},
+        }
+        assert 0 <= result.stall_share < 1
+        assert result.images_per_s > 0
+
+
+@pytest.mark.parametrize("name", [*OBJECTIVES, "hsc:l2-squared", "focal:0.5"])
+def test_thirty_steps_follow_a_plain_pytorch_loop(name: str, recipe: Recipe, home: Path) -> None:
+    """Same batches, default memory format, PyTorch's unfused Adam and milestones by MultiStepLR: float32 on the CPU.
+
+    Both compute the same sums in other orders, which Adam's division by small second moments enlarges: losses agree to
+    2 % of their size after 30 steps.
+    """
+    recipe = replace(recipe, optim=replace(recipe.optim, epochs=15, milestones=(5, 10)))
+    sets = open_sets(recipe, home)
+    plan = make_plan(recipe, sets, "middle", 1)
+    objective = find(name)
+    batches = list(train_batches(plan, sets.nominal, sets.oe, recipe.augment, CPU))
+    assert len(batches) == 30
+
+    member = Workbench(recipe, (28, 28, 1), CPU).member(objective, 1, compiled=False)
+    losses = []
+    for number, batch in enumerate(batches):
+        set_learning_rate(member, recipe.optim, number // plan.steps_per_epoch)
+        step([member], batch)
+        losses.append(member.loss_sum.item())
+        member.loss_sum.zero_()
+
+    plain: nn.Module = build("mnist-lenet", (28, 28, 1), objective.output_width, 1).to(
+        memory_format=torch.contiguous_format
+    )
+    optimizer = torch.optim.Adam(plain.parameters(), lr=1e-3, weight_decay=0.5e-6)
+    scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, [5, 10], gamma=0.1)
+    expected = []
+    for number, batch in enumerate(batches):
+        count = 32 if objective.uses_oe else 16
+        optimizer.zero_grad()
+        loss = objective.loss(plain(batch.images[:count].contiguous()), batch.target[:count]).mean()
+        loss.backward()
+        optimizer.step()
+        expected.append(loss.item())
+        if (number + 1) % plan.steps_per_epoch == 0:
+            scheduler.step()
+    assert losses[0] == pytest.approx(expected[0], rel=1e-5)
+    assert losses == pytest.approx(expected, rel=0.02)
+
+
+@pytest.mark.filterwarnings("ignore")  # the compiler's own dependencies warn, differently with every release
+def test_compiled_training_follows_eager_training(recipe: Recipe, home: Path) -> None:
+    import shutil
+
+    if not shutil.which("g++"):
+        pytest.skip("needs a C++ compiler")
+    sets = open_sets(recipe, home)
+    batches = list(train_batches(make_plan(recipe, sets, "middle", 1), sets.nominal, sets.oe, recipe.augment, CPU))
+    sums = []
+    for compiled in (False, True):
+        member = Workbench(recipe, (28, 28, 1), CPU).member(find("hsc"), 1, compiled)
+        for batch in batches:
+            step([member], batch)
+        sums.append(member.loss_sum.item())
+    assert sums[1] == pytest.approx(sums[0], rel=1e-2)
+
+
+def test_compiling_is_chosen_by_the_length_of_one_run(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    from fastad import group
+
+    workbench = Workbench(recipe, (28, 28, 1), CPU)
+    monkeypatch.setattr(group.shutil, "which", lambda name: "/usr/bin/g++")
+    assert not workbench.compiles(group.COMPILE_CPU_FROM_STEPS - 1)
+    assert workbench.compiles(group.COMPILE_CPU_FROM_STEPS)
+    monkeypatch.setattr(group.shutil, "which", lambda name: None)
+    assert not workbench.compiles(group.COMPILE_CPU_FROM_STEPS)
+    workbench.recipe = replace(recipe, train=replace(recipe.train, compile="on"))
+    with pytest.raises(FastadError, match=r"train\.compile=on needs a C\+\+ compiler"):
+        workbench.compiles(1)
+
+
+def test_one_vs_rest_targets(recipe: Recipe, home: Path, blobs: Manifest) -> None:
+    rows, target = one_vs_rest(open_sets(recipe, home), "high")
+    np.testing.assert_array_equal(np.sort(rows), np.arange(120, 180))
+    np.testing.assert_array_equal(target == 0, blobs.class_index[rows] == 2)
+
+
+def test_the_oe_of_a_seed_is_shared_by_classes_and_small_draws_of_classes_are_read_with_replacement(
+    recipe: Recipe, home: Path
+) -> None:
+    small = replace(recipe, data=replace(recipe.data, oe_size=8))
+    sets = open_sets(small, home)
+    plans = [make_plan(small, sets, name, seed=4) for name in ("middle", "high")]
+    assert plans[0].oe is not None
+    assert plans[1].oe is not None
+    np.testing.assert_array_equal(plans[0].oe, plans[1].oe)
+    assert len(plans[0].oe) == 8
+    for count, order in ((1, "with-replacement"), (4, "cyclic")):
+        few = replace(recipe, data=replace(recipe.data, oe_classes=count))
+        assert make_plan(few, sets, "middle", seed=1).oe_order == order
+    window = replace(recipe, data=replace(recipe.data, oe_order="window"))
+    oe = make_plan(window, sets, "middle", seed=1).oe
+    assert sets.oe is not None
+    np.testing.assert_array_equal(sets.oe.manifest.source_index[oe], np.arange(90))
+
+
+def test_wrong_requests_are_said_before_anything_is_written(recipe: Recipe, home: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    cases = [
+        ({"classes": ["midle"]}, recipe, "unknown class of blobs 'midle': did you mean middle"),
+        ({"objectives": ["bcd"]}, recipe, "unknown objective 'bcd': did you mean bce"),
+        ({}, replace(recipe, data=replace(recipe.data, nominal="nothing")), "nothing is not a shard set"),
+        ({}, replace(recipe, data=replace(recipe.data, oe_size=91)), "91 images asked of .*extras, which has 90"),
+        (
+            {},
+            replace(recipe, data=replace(recipe.data, batch_nominal=64)),
+            "40 nominal images do not fill one batch of 64",
+        ),
+        ({}, replace(recipe, train=replace(recipe.train, precision="bfloat16")), "needs a GPU"),
+        ({}, replace(recipe, data=replace(recipe.data, nominal="extras")), "extras has no split 'test'"),
+    ]
+    for fields, asked, message in cases:
+        with pytest.raises(FastadError, match=message):
+            run(asked, home, out, **({"classes": ["a"]} if asked.data.nominal == "extras" else {}) | fields)
+    assert not out.exists()
+
+
+def test_oe_of_another_size_is_refused(recipe: Recipe, home: Path, tmp_path: Path) -> None:
+    from conftest import write_converter
+
+    from fastad.shard import convert
+
+    wide = write_converter(tmp_path / "wide.py", classes=("a",), counts={"train": 40}, seed=1, size=32)
+    convert(str(wide), None, tmp_path, workers=1)
+    (tmp_path / "blobs").symlink_to(home / "blobs")
+    with pytest.raises(FastadError, match="hold images of 28×28×1 and 32×32×1: choose an OE set of the same size"):
+        run(replace(recipe, data=replace(recipe.data, oe="wide")), tmp_path, tmp_path / "out")
+
+
+def test_another_recipe_in_the_same_folder_is_refused(recipe: Recipe, home: Path, tmp_path: Path) -> None:
+    with pytest.raises(Interrupted):
+        run(recipe, home, tmp_path, stop=after(1))
+    with pytest.raises(FastadError, match="holds a run of another recipe"):
+        run(replace(recipe, optim=replace(recipe.optim, lr=0.5)), home, tmp_path)
+
+
+def test_a_damaged_checkpoint_and_one_of_other_shards_are_said(recipe: Recipe, home: Path, tmp_path: Path) -> None:
+    with pytest.raises(Interrupted):
+        run(recipe, home, tmp_path, objectives=["hsc"], stop=after(3))
+    (found,) = find_runs([tmp_path])
+    saved = torch.load(found.checkpoint, weights_only=True)
+    torch.save(saved | {"fingerprint": ["other", "shards"]}, found.checkpoint)
+    with pytest.raises(FastadError, match="was begun with other shards: remove it"):
+        run(recipe, home, tmp_path, objectives=["hsc"])
+    found.checkpoint.write_bytes(found.checkpoint.read_bytes()[:1000])
+    with pytest.raises(FastadError, match=r"checkpoint\.pt cannot be read: remove it"):
+        run(recipe, home, tmp_path, objectives=["hsc"])
+
+
+def test_a_diverging_run_is_said(recipe: Recipe, home: Path, tmp_path: Path) -> None:
+    wild = replace(recipe, optim=replace(recipe.optim, lr=1e30))
+    with pytest.raises(FastadError, match=r"hsc.seed1: the loss is (nan|inf): lower optim\.lr"):
+        run(wild, home, tmp_path, objectives=["hsc:l2-squared", "hsc"][1:])
+
+
+def test_the_first_signal_asks_and_the_handlers_come_back() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with stop_on_signals() as stop:
+        assert stop() == 0
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.01)
+        assert stop() == signal.SIGTERM
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_killed_process_continues_from_its_checkpoint(
+    recipe: Recipe, home: Path, tmp_path: Path, uninterrupted: dict[str, np.ndarray]
+) -> None:
+    """SIGTERM ends with a checkpoint and exit code 143, SIGKILL with whatever there was; both continue to equal scores."""
+    from fastad.recipe import dump
+
+    path = tmp_path / "tiny.toml"
+    path.write_text(dump(replace(recipe, train=replace(recipe.train, checkpoint_every_s=0.0))))
+    # Two threads, as in this process: on the CPU the order of sums, and so the last bits, depend on the thread count.
+    environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+    command = [
+        sys.executable,
+        "-m",
+        "fastad",
+        "train",
+        path,
+        "--class",
+        "middle",
+        "--shards",
+        home,
+        "--out",
+        tmp_path / "o",
+    ]
+    codes = []
+    for number in (signal.SIGTERM, signal.SIGKILL, None):
+        process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        while number and process.poll() is None and not list(tmp_path.glob("o/**/checkpoint.pt")):
+            time.sleep(0.005)
+        if number:
+            process.send_signal(number)
+        process.wait(timeout=120)
+        codes.append(process.returncode)
+    assert codes[2] == 0
+    assert codes[0] in (143, 0)
+    assert codes[1] in (-9, 0)
+    found = scores(tmp_path / "o")
+    assert_same_scores(found, uninterrupted)
