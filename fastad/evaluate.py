@@ -92,12 +92,12 @@ def _metrics_of_counts(anomalous: np.ndarray, nominal: np.ndarray) -> tuple[floa
 
 
 def over_seeds(values: Sequence[float]) -> Interval:
-    """Mean over seeds with Student's 95 % interval of it; of a single seed there is no interval (NaN)."""
+    """Mean of fractions over seeds with Student's 95 % interval, cut to [0, 1]; of a single seed it is NaN."""
     mean = float(np.mean(values))
     if len(values) < 2:
         return Interval(mean, float("nan"), float("nan"))
     half = float(stats.t.ppf(0.975, len(values) - 1) * stats.sem(values))
-    return Interval(mean, mean - half, mean + half)
+    return Interval(mean, max(0.0, mean - half), min(1.0, mean + half))
 
 
 def write_scores(run: Run, scores: Scores) -> None:
@@ -118,7 +118,9 @@ def read_scores(run: Run) -> Scores:
         with open(run.scores, "rb") as file, np.load(file) as columns:
             return Scores(columns["key"], columns["class"], columns["target"], columns["score"])
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise FastadError(f"{run.scores} cannot be read ({error}): run fastad train again to finish the run") from error
+        raise FastadError(
+            f"{run.scores} cannot be read ({error}): remove {run.folder} and run fastad train again"
+        ) from error
 
 
 def describe(manifest: Manifest, rows: np.ndarray, target: np.ndarray, score: np.ndarray) -> Scores:

@@ -10,7 +10,7 @@ import os
 import platform
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +19,7 @@ import torch
 
 from fastad.errors import FastadError
 from fastad.files import write_json, write_text
+from fastad.objectives import OBJECTIVES
 from fastad.progress import say
 from fastad.recipe import Recipe, dump, load
 
@@ -98,14 +99,16 @@ def open_run(out: Path, recipe: Recipe, class_name: str, objective: str, seed: i
     """The run in its folder, new or as it was left; raises `FastadError` if another recipe's run stands there."""
     folder = out / slug(recipe.name) / slug(class_name) / slug(objective) / f"seed{seed}"
     run = Run(folder, recipe, class_name, objective, seed)
-    path = folder / "recipe.toml"
-    if not path.is_file():
+    path, identity = folder / "recipe.toml", {"class": class_name, "objective": objective, "seed": seed}
+    if not (folder / "run.json").is_file():
         write_text(path, dump(recipe))
-        write_json(folder / "run.json", {"class": class_name, "objective": objective, "seed": seed})
+        write_json(folder / "run.json", identity)
         return run
+    if (other := json.loads((folder / "run.json").read_bytes())) != identity:
+        raise FastadError(f"{folder} holds the run of {other['class']} {other['objective']}: choose another --out")
     found = load(str(path))
-    if found != recipe:
-        there, asked = dump(found).splitlines(), dump(recipe).splitlines()
+    if _defining(found) != _defining(recipe):
+        there, asked = dump(_defining(found)).splitlines(), dump(_defining(recipe)).splitlines()
         changed = [line for line in there if line not in asked] or ["a key less"]
         raise FastadError(
             f"{folder} holds a run of another recipe ({changed[0].strip()} there): choose another --out or remove it"
@@ -113,9 +116,16 @@ def open_run(out: Path, recipe: Recipe, class_name: str, objective: str, seed: i
     return run
 
 
+def _defining(recipe: Recipe) -> Recipe:
+    """The recipe without what changes no run: the objectives that it lists, and how often a checkpoint is written."""
+    return replace(recipe, objectives=(), train=replace(recipe.train, checkpoint_every_s=0.0))
+
+
 def find_runs(folders: Iterable[Path]) -> list[Run]:
-    """Every run in the folders or below them, finished or not, in the order of their paths; raises `FastadError` if one
-    of the folders holds none."""
+    """Every run in the folders or below them, finished or not; raises `FastadError` if one of the folders holds none.
+
+    In the order of recipe, class (numbers as numbers), objective (as in the table of objectives) and seed.
+    """
     runs = {}
     for folder in folders:
         found = sorted(folder.glob("**/run.json")) if folder.is_dir() else []
@@ -127,7 +137,13 @@ def find_runs(folders: Iterable[Path]) -> list[Run]:
             runs[path.parent.resolve()] = Run(
                 path.parent, recipe, identity["class"], identity["objective"], identity["seed"]
             )
-    return list(runs.values())
+    return sorted(runs.values(), key=_place)
+
+
+def _place(run: Run) -> tuple[object, ...]:
+    parts = [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", run.class_name)]
+    objective = list(OBJECTIVES).index(run.objective.partition(":")[0])
+    return run.recipe.name, parts, objective, run.objective, run.seed
 
 
 def write_result(run: Run, result: RunResult) -> None:

@@ -58,6 +58,30 @@ def test_another_recipes_run_is_refused_with_what_differs(recipe: Recipe, tmp_pa
         open_run(tmp_path, other, "middle", "hsc", 1)
 
 
+def test_the_objectives_that_a_recipe_lists_do_not_make_it_another(recipe: Recipe, tmp_path: Path) -> None:
+    run = open_run(tmp_path, recipe, "middle", "hsc", 1)
+    assert open_run(tmp_path, replace(recipe, objectives=("bce",)), "middle", "hsc", 1).folder == run.folder
+
+
+def test_classes_whose_names_give_one_folder_are_refused(recipe: Recipe, tmp_path: Path) -> None:
+    open_run(tmp_path, recipe, "low/mid", "hsc", 1)
+    with pytest.raises(FastadError, match="holds the run of low/mid hsc: choose another --out"):
+        open_run(tmp_path, recipe, "low mid", "hsc", 1)
+
+
+def test_runs_are_found_in_the_order_a_reader_expects(recipe: Recipe, tmp_path: Path) -> None:
+    for name, objective, seed in (
+        ("10", "bce", 1),
+        ("2", "bce", 10),
+        ("2", "bce", 2),
+        ("2", "hsc", 1),
+        ("b", "hsc", 1),
+    ):
+        open_run(tmp_path, recipe, name, objective, seed)
+    found = [(run.class_name, run.objective, run.seed) for run in find_runs([tmp_path])]
+    assert found == [("2", "hsc", 1), ("2", "bce", 2), ("2", "bce", 10), ("10", "bce", 1), ("b", "hsc", 1)]
+
+
 def test_results_survive_writing(recipe: Recipe, tmp_path: Path) -> None:
     run = open_run(tmp_path, recipe, "low/mid", "hsc:l1", 3)
     assert read_result(run) is None

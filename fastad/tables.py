@@ -1,0 +1,254 @@
+"""Figures over seeds and over classes, and the tables that show them, before any layout.
+
+Owns what is averaged over what and how a figure is written; which runs count is `fastad.report`'s matter, the metrics
+of a run are `fastad.evaluate`'s.
+Use: `for table in tables(group_runs(results)): ...`.
+"""
+
+import math
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+
+from fastad.evaluate import METRICS, over_seeds
+from fastad.run import RunResult
+
+TITLES: Mapping[str, str] = {
+    "auroc": "AUROC",
+    "average_precision": "Average precision",
+    "fpr95": "FPR at 95 % TPR",
+}
+LOWER_IS_BETTER = ("fpr95",)
+
+Item = TypeVar("Item", bound=Hashable)
+
+
+class Cell(NamedTuple):
+    """A figure and its interval, as text; the interval may be empty."""
+
+    figure: str
+    interval: str = ""
+
+
+NO_CELL = Cell("–")
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A row of a table. `best`: the columns to be set off; `is_mean`: the row sums up those above it."""
+
+    label: str
+    cells: tuple[Cell, ...]
+    best: frozenset[int] = frozenset()
+    is_mean: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A table in plain text. `header`: what the rows are, then the columns; `note`: how the figures are to be read."""
+
+    title: str
+    header: tuple[str, ...]
+    rows: tuple[Row, ...]
+    note: str
+
+
+class Statistic(NamedTuple):
+    """A metric over runs, as fractions: mean, standard deviation (n − 1) and 95 % interval; NaN where there is none."""
+
+    mean: float
+    std: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True)
+class ClassMean:
+    """A metric over the classes of one recipe and objective.
+
+    `over_seeds`: of the class means of each seed, where all classes have the same seeds; else the mean alone. `spread`:
+    the standard deviation over classes.
+    """
+
+    classes: int
+    over_seeds: Statistic
+    spread: float
+
+
+@dataclass(frozen=True, slots=True)
+class Groups:
+    """Results by recipe, class and objective, seeds ascending; all in the order in which they first appeared."""
+
+    runs: Mapping[tuple[str, str, str], Sequence[RunResult]]
+
+    @property
+    def classes(self) -> dict[str, list[str]]:
+        """The classes of each recipe."""
+        found: dict[str, list[str]] = {}
+        for recipe, class_name, _ in self.runs:
+            found.setdefault(recipe, []).append(class_name)
+        return {recipe: distinct(names) for recipe, names in found.items()}
+
+    @property
+    def objectives(self) -> list[str]:
+        return distinct(objective for _, _, objective in self.runs)
+
+    def label(self, recipe: str, name: str) -> str:
+        """A class, objective or "mean", after its recipe if there are several."""
+        return name if len(self.classes) == 1 else f"{recipe} / {name}"
+
+    def of(self, recipe: str, objective: str) -> list[Sequence[RunResult]]:
+        """The results of a recipe and objective, a sequence for each class."""
+        return [group for key, group in self.runs.items() if (key[0], key[2]) == (recipe, objective)]
+
+
+def group_runs(results: Iterable[RunResult]) -> Groups:
+    """The results by what is averaged."""
+    runs: dict[tuple[str, str, str], list[RunResult]] = {}
+    for result in results:
+        runs.setdefault((result.recipe, result.class_name, result.objective), []).append(result)
+    return Groups({key: sorted(group, key=lambda result: result.seed) for key, group in runs.items()})
+
+
+def distinct(items: Iterable[Item]) -> list[Item]:
+    """Each item once, in the order of first appearance."""
+    return list(dict.fromkeys(items))
+
+
+def metric_over_seeds(group: Sequence[RunResult], metric: str) -> Statistic:
+    """A metric over the runs of a group."""
+    return _statistic([result.metrics[metric].value for result in group])
+
+
+def _statistic(values: Sequence[float]) -> Statistic:
+    mean, low, high = over_seeds(values)
+    return Statistic(mean, float(np.std(values, ddof=1)) if len(values) > 1 else math.nan, low, high)
+
+
+def metric_over_classes(groups: Sequence[Sequence[RunResult]], metric: str) -> ClassMean:
+    """A metric over groups that differ in their class."""
+    values = [[result.metrics[metric].value for result in group] for group in groups]
+    class_means = [float(np.mean(seeds)) for seeds in values]
+    same_seeds = len({tuple(result.seed for result in group) for group in groups}) == 1
+    over_seeds = _statistic(np.mean(values, axis=0).tolist() if same_seeds else [float(np.mean(class_means))])
+    # Over n, not n − 1: so are the paper's mean rows (Table 5, DSAD: 94.5 ± 3.30).
+    return ClassMean(len(groups), over_seeds, float(np.std(class_means)))
+
+
+def class_means(groups: Groups, recipe: str, metric: str) -> dict[str, ClassMean]:
+    """By objective, for those that have every class of the recipe: means over different classes do not compare."""
+    found = {objective: groups.of(recipe, objective) for objective in groups.objectives}
+    classes = len(groups.classes[recipe])
+    return {name: metric_over_classes(each, metric) for name, each in found.items() if len(each) == classes}
+
+
+def tables(groups: Groups) -> list[Table]:
+    """Classes × objectives, a table for each metric; for a single class metrics × objectives, in one."""
+    if len(groups.classes) == 1:
+        ((recipe, names),) = groups.classes.items()
+        if len(names) == 1:
+            rows = [_row(TITLES[metric], _line(groups, recipe, names[0], metric), metric) for metric in METRICS]
+            title, note = (
+                f"{recipe}: {names[0]} against the rest, in %",
+                f"{_seeds_note(groups)} Of the FPR, lower is better.",
+            )
+            return [Table(title, ("metric", *groups.objectives), tuple(rows), note)]
+    return [_class_table(groups, metric) for metric in METRICS]
+
+
+def _title(metric: str) -> str:
+    return f"{TITLES[metric]} in %{', lower is better' if metric in LOWER_IS_BETTER else ''}"
+
+
+def _class_table(groups: Groups, metric: str) -> Table:
+    """A row for each class and, after the classes of a recipe, their mean."""
+    rows, notes = [], [_seeds_note(groups)] if metric == METRICS[0] else []
+    for recipe, names in groups.classes.items():
+        rows += [_row(groups.label(recipe, name), _line(groups, recipe, name, metric), metric) for name in names]
+        if len(names) > 1:
+            means, label = class_means(groups, recipe, metric), groups.label(recipe, "mean")
+            statistics = [means[name].over_seeds if name in means else None for name in groups.objectives]
+            rows.append(_row(label, statistics, metric, is_mean=True))
+            spreads = ", ".join(f"{name} {percent(mean.spread, 2)}" for name, mean in means.items())
+            notes.append(f"Row “{label}”: over classes{_mean_note(means)}.")
+            notes.append(f"Spread over classes, the ± of the paper's mean rows: {spreads or '–'}.")
+    return Table(_title(metric), ("class", *groups.objectives), tuple(rows), " ".join(notes))
+
+
+def _mean_note(means: Mapping[str, ClassMean]) -> str:
+    has_interval = any(not math.isnan(mean.over_seeds.std) for mean in means.values())
+    return ", ± and interval of the seeds' class means" if has_interval else ""
+
+
+def _seeds_note(groups: Groups) -> str:
+    sizes = {len(group) for group in groups.runs.values()}
+    parts = ["One seed: [95 % bootstrap interval over test images]."] if 1 in sizes else []
+    if sizes != {1}:
+        parts.append("Several seeds: mean ± standard deviation over seeds [Student's 95 % interval of the mean].")
+    return " ".join(parts)
+
+
+def _line(groups: Groups, recipe: str, class_name: str, metric: str) -> list[Statistic | None]:
+    """For each objective the figures over seeds, or those of a single run with its own interval."""
+    found: list[Statistic | None] = []
+    for objective in groups.objectives:
+        group = groups.runs.get((recipe, class_name, objective), ())
+        if len(group) == 1:
+            value, low, high = group[0].metrics[metric]
+            found.append(Statistic(value, math.nan, low, high))
+        else:
+            found.append(metric_over_seeds(group, metric) if group else None)
+    return found
+
+
+def _row(label: str, statistics: Sequence[Statistic | None], metric: str, is_mean: bool = False) -> Row:
+    """The cells in %; set off is every column that shows the best figure, if there are two to compare."""
+    shown = {column: percent(found.mean) for column, found in enumerate(statistics) if found is not None}
+    best = (min if metric in LOWER_IS_BETTER else max)(shown.values(), key=float, default="")
+    columns = frozenset(column for column, figure in shown.items() if figure == best and len(shown) > 1)
+    return Row(label, tuple(NO_CELL if found is None else _cell(found) for found in statistics), columns, is_mean)
+
+
+def _cell(found: Statistic) -> Cell:
+    std = "" if math.isnan(found.std) else f" ± {percent(found.std, 2)}"
+    interval = "" if math.isnan(found.low) else f"[{percent(found.low)}, {percent(found.high)}]"
+    return Cell(percent(found.mean) + std, interval)
+
+
+def cost_table(groups: Groups) -> Table:
+    """What the runs of each recipe and objective took, as medians over them."""
+    gathered: dict[str, list[RunResult]] = {}
+    for (recipe, _, objective), group in groups.runs.items():
+        gathered.setdefault(groups.label(recipe, objective), []).extend(group)
+    phases = distinct(phase for results in gathered.values() for result in results for phase in result.seconds)
+    rows = []
+    for label, results in gathered.items():
+        figures = [
+            f"{len(results):,}",
+            *(f"{np.median([result.seconds.get(phase, 0) for result in results]):,.1f}" for phase in phases),
+            f"{np.median([result.images_per_s for result in results]):,.0f}",
+            percent(float(np.median([result.stall_share for result in results]))),
+            ", ".join(map(str, distinct(result.group_size for result in results))),
+            ", ".join(distinct(f"{result.precision}{', compiled' if result.compiled else ''}" for result in results)),
+        ]
+        rows.append(Row(label, tuple(map(Cell, figures))))
+    header = (
+        "objective",
+        "runs",
+        *(f"{phase}, s" for phase in phases),
+        "images/s",
+        "waiting, %",
+        "trained at once",
+        "precision",
+    )
+    note = (
+        "Medians over runs. Objectives that are trained at once share their batches: each shows the time of them all."
+    )
+    return Table("Cost of a run", header, tuple(rows), note)
+
+
+def percent(fraction: float, digits: int = 1) -> str:
+    """A fraction in %, without the sign."""
+    return f"{100 * fraction:.{digits}f}"
