@@ -4,6 +4,7 @@ Owns temporary names, syncing and renaming, and the one-line message for a disk 
 Use: `with atomic(path) as file: file.write(...)`.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -14,28 +15,38 @@ from typing import IO, Any
 
 from fastad.errors import FastadError
 
+DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
 
 @contextmanager
 def atomic(path: Path) -> Iterator[IO[bytes]]:
     """A binary file that stands under `path` only once it is whole and on disk; on any error nothing of it remains.
 
-    Raises `FastadError` where the disk is full or may not be written.
+    Raises `FastadError` where the disk is full or the folder may not be written.
     """
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as file:
+        file = open(temporary, "wb")  # noqa: SIM115 (closed below)
+    except OSError as error:
+        raise _unwritable(path, error) from error
+    try:
+        with file:
             yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
         _sync_folder(path.parent)
     except OSError as error:
+        if error.errno not in DISK_IS_FULL:
+            raise  # the caller's own, such as an input that cannot be read
+        raise _unwritable(path, error) from error
+    finally:
         temporary.unlink(missing_ok=True)
-        raise FastadError(f"cannot write {path}: {error.strerror}; free some space or choose another folder") from error
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+
+
+def _unwritable(path: Path, error: OSError) -> FastadError:
+    return FastadError(f"cannot write {path}: {error.strerror}; free some space or choose another folder")
 
 
 def _sync_folder(folder: Path) -> None:

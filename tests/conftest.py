@@ -45,7 +45,7 @@ def write_idx(path: Path, array: np.ndarray) -> bytes:
 
 @pytest.fixture(scope="session")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A shard home with "blobs" (classes low/mid, middle and high; 120 train, 60 test) and "extras" (4 classes, 90 train)."""
+    """A shard home with "blobs" (low/mid, middle and high; 120 train, 60 test) and "extras" (4 classes, 90 train)."""
     home = tmp_path_factory.mktemp("home")
     blobs = write_converter(
         home / "blobs.py", classes=("low/mid", "middle", "high"), counts={"train": 120, "test": 60}, seed=1

@@ -27,7 +27,7 @@ def test_parameter_count_of_the_mnist_lenet() -> None:
 
 
 def test_initial_statistics() -> None:
-    """Standard deviations over 200 seeds within 1 % of √(2 / (fan in + fan out)) × gain; biases uniform in ±1/√fan in."""
+    """Standard deviations over 200 seeds within 1 % of √(2 / (fan in + fan out)) × gain; biases within ±1/√fan in."""
     gain = math.sqrt(2 / (1 + 0.01**2))
     weights: list[list[np.ndarray]] = [[], [], [], []]
     biases: list[list[np.ndarray]] = [[], [], [], []]

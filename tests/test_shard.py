@@ -191,7 +191,7 @@ def test_a_disk_that_fills_up_is_one_line_and_leaves_no_final_name(converter: Pa
         resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
 
     command = [sys.executable, "-m", "fastad", "shard", converter, "--out", tmp_path / "small", "--workers", "1"]
-    done = subprocess.run(command, preexec_fn=limit, capture_output=True, text=True)  # noqa: PLW1509
+    done = subprocess.run(command, preexec_fn=limit, capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr.strip().splitlines()[-1].startswith("fastad: cannot write ")
     assert not [path for path in (tmp_path / "small").rglob("*") if path.is_file()]
@@ -216,7 +216,7 @@ def bad_samples(case: str) -> Iterator[Sample]:
         ("float", "sample second is float32"),
         ("large", "of at most 64 px"),
         ("other size", "one size a set"),
-        ("bad key", "sample key 'second.jpg'"),
+        ("bad key", "sample key 'second"),
         ("same key", "two samples of one key"),
         ("no class", "class 'z', which is not in its CLASSES"),
     ],
@@ -238,7 +238,7 @@ def test_unknown_sets_and_wrong_raw_arguments_are_said(tmp_path: Path) -> None:
         convert("mnist", None, tmp_path)
     with pytest.raises(FastadError, match="digits makes its own images and takes no raw data"):
         convert("digits", tmp_path, tmp_path)
-    with pytest.raises(FastadError, match="no raw data at .*nowhere"):
+    with pytest.raises(FastadError, match=r"no raw data at .*nowhere"):
         convert("mnist", tmp_path / "nowhere", tmp_path)
     with pytest.raises(FastadError, match=r"no converter file .*nothing\.py"):
         convert(str(tmp_path / "nothing.py"), None, tmp_path)

@@ -8,13 +8,13 @@ import pytest
 import sklearn.datasets
 import torchvision
 from conftest import write_idx
-from fastad_tools import digits, letters
-from fastad_tools._idx import read_idx
 
 from fastad.errors import FastadError
 from fastad.manifest import Manifest
 from fastad.reader import ShardReader
 from fastad.shard import convert, converter_names
+from fastad_tools import digits, letters
+from fastad_tools._idx import read_idx
 
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 

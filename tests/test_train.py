@@ -328,7 +328,7 @@ def test_the_first_signal_asks_and_the_handlers_come_back() -> None:
 def test_a_killed_process_continues_from_its_checkpoint(
     recipe: Recipe, home: Path, tmp_path: Path, uninterrupted: dict[str, np.ndarray]
 ) -> None:
-    """SIGTERM ends with a checkpoint and exit code 143, SIGKILL with whatever there was; both continue to equal scores."""
+    """SIGTERM ends with a checkpoint and exit code 143, SIGKILL with what there was; the scores are the same."""
     from fastad.recipe import dump
 
     path = tmp_path / "tiny.toml"

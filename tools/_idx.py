@@ -26,6 +26,8 @@ def read_idx(folder: Path, name: str, dimensions: int) -> np.ndarray:
         data = path.read_bytes() if path == plain else gzip.decompress(path.read_bytes())
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise FastadError(f"{path} is not a whole gzip file ({error}): fetch it again") from error
+    except OSError as error:
+        raise FastadError(f"{path} cannot be read: {error.strerror}") from error
     header = 4 + 4 * dimensions
     if len(data) < header or data[:4] != bytes((0, 0, 8, dimensions)):
         raise FastadError(f"{path} is not an IDX file of {dimensions} dimensions of bytes: fetch it again")

@@ -1,0 +1,256 @@
+"""The command line: what each command takes, and nothing of what it does.
+
+Owns argument names, exit codes and what goes to standard output. Heavy imports stand inside the commands, so that help
+answers at once.
+Use: `fastad --help`.
+"""
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from fastad import __version__
+from fastad.errors import FastadError, Interrupted
+
+if TYPE_CHECKING:
+    from fastad.run import RunResult
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Deep image anomaly detection with outlier exposure: raw images → shards → a trained detector → its AUROC.",
+)
+
+ShardsOption = Annotated[Path | None, typer.Option("--shards", help="Shard home [default: $FASTAD_SHARDS or ./shards]")]
+OutOption = Annotated[Path, typer.Option("--out", help="Folder for the runs")]
+SetOption = Annotated[list[str] | None, typer.Option("--set", help="Change a recipe field: key=value (repeatable)")]
+DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu or cuda")]
+JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object on standard output")]
+SeedOption = Annotated[list[int] | None, typer.Option("--seed", help="Seed (repeatable) [default: 1]")]
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"fastad {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def shard(
+    name: Annotated[str, typer.Argument(metavar="SET", help="A data set fastad knows, or a converter's path (.py)")],
+    raw: Annotated[Path | None, typer.Argument(help="Where the raw data are, for sets that need them")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Shard home [default: $FASTAD_SHARDS or ./shards]")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes that write [default: all cores]")] = None,
+) -> None:
+    """Convert raw data into a shard set; again to continue an interrupted conversion."""
+    from fastad.manifest import shard_home
+    from fastad.shard import convert
+
+    manifest = convert(name, raw, shard_home(out), workers=workers)
+    print(f"{manifest.folder}: {len(manifest.key):,} images in {len(manifest.shards)} shards")
+
+
+@app.command()
+def verify(
+    folder: Annotated[Path, typer.Argument(metavar="SET_DIR", help="A shard set")],
+    level: Annotated[str, typer.Option(help="size, hash or decode")] = "hash",
+) -> None:
+    """Check a shard set against its manifest."""
+    from fastad.shard import verify
+
+    manifest = verify(folder, level)
+    print(f"{folder}: whole, {len(manifest.key):,} images in {len(manifest.shards)} shards ({level})")
+
+
+@app.command()
+def inspect(
+    folder: Annotated[Path, typer.Argument(metavar="SET_DIR", help="A shard set")],
+    grid: Annotated[Path | None, typer.Option(help="Draw a labelled picture of samples into this PNG file")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show what is in a shard set."""
+    from fastad import inspect
+    from fastad.files import atomic
+    from fastad.manifest import open_set
+
+    manifest = open_set(folder)
+    print(json.dumps(inspect.facts(manifest)) if as_json else inspect.summary(manifest))
+    if grid is not None:
+        with atomic(grid) as file:
+            inspect.grid(manifest).save(file, format="PNG")
+
+
+@app.command()
+def train(
+    recipe: Annotated[str, typer.Argument(help="A recipe fastad ships, or the path of a .toml file")],
+    class_name: Annotated[
+        list[str] | None, typer.Option("--class", help="Nominal class (repeatable) [default: every class]")
+    ] = None,
+    objective: Annotated[
+        list[str] | None, typer.Option("--objective", help="Objective (repeatable) [default: the recipe's]")
+    ] = None,
+    seed: SeedOption = None,
+    set_: SetOption = None,
+    shards: ShardsOption = None,
+    out: OutOption = Path("runs"),
+    device: DeviceOption = "auto",
+    as_json: JsonOption = False,
+) -> None:
+    """Train and evaluate detectors; again to continue interrupted runs."""
+    from fastad.manifest import shard_home
+    from fastad.progress import say
+    from fastad.recipe import dump, load
+    from fastad.run import choose_device
+    from fastad.train import stop_on_signals
+    from fastad.train import train as train_all
+
+    resolved = load(recipe, set_ or ())
+    say(dump(resolved))
+    with stop_on_signals() as stop:
+        results = train_all(
+            resolved,
+            shards=shard_home(shards),
+            out=out,
+            device=choose_device(device),
+            classes=class_name or (),
+            objectives=objective or (),
+            seeds=seed or (1,),
+            stop=stop,
+        )
+    _print_results(results, as_json)
+
+
+@app.command("eval")
+def evaluate(
+    folders: Annotated[list[Path], typer.Argument(metavar="RUN_DIR...", help="Run folders, or folders of runs")],
+    as_json: JsonOption = False,
+) -> None:
+    """Show the metrics of finished runs with their intervals, one by one and over seeds."""
+    from fastad.report import finished_results
+
+    _print_results(finished_results(folders), as_json)
+
+
+def _print_results(results: Sequence["RunResult"], as_json: bool) -> None:
+    from fastad.report import results_json, results_table
+
+    if as_json:
+        print(json.dumps(results_json(results)))
+    else:
+        from rich.console import Console
+
+        Console().print(results_table(results))
+
+
+@app.command()
+def report(
+    folders: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Run folders, or folders of runs")],
+    out: Annotated[Path, typer.Option("--out", help="Folder for report.md and report.html")] = Path("report"),
+) -> None:
+    """Write a report of finished runs: report.md and one self-contained report.html."""
+    from fastad.report import write_report
+
+    for path in write_report(folders, out):
+        print(path)
+
+
+@app.command()
+def quickstart(
+    out: Annotated[Path, typer.Option("--out", help="Folder for shards, runs and report")] = Path("quickstart"),
+    device: DeviceOption = "auto",
+) -> None:
+    """Digits → shards → trained detectors → report, with nothing to download: about a minute on two CPU cores."""
+    from fastad.quickstart import quickstart
+    from fastad.run import choose_device
+
+    results, pages = quickstart(out, choose_device(device))
+    _print_results(results, as_json=False)
+    for path in pages:
+        print(path)
+
+
+bench = typer.Typer(no_args_is_help=True, help="Measure speed against a plain PyTorch loop in the same run.")
+app.add_typer(bench, name="bench")
+
+RecipeArgument = Annotated[str, typer.Argument(help="A recipe fastad ships, or the path of a .toml file")]
+RepeatsOption = Annotated[int, typer.Option(min=1, help="Measurements of either side, taken in turns")]
+
+
+@bench.command("loader")
+def bench_loader(
+    recipe: RecipeArgument = "digits",
+    repeats: RepeatsOption = 5,
+    set_: SetOption = None,
+    shards: ShardsOption = None,
+    device: DeviceOption = "auto",
+    as_json: JsonOption = False,
+) -> None:
+    """Images per second of fastad's batches, against a torchvision data set in a DataLoader."""
+    from fastad.bench import measure_loader
+
+    _bench(measure_loader, recipe, repeats, set_, shards, device, as_json)
+
+
+@bench.command("step")
+def bench_step(
+    recipe: RecipeArgument = "digits",
+    repeats: RepeatsOption = 5,
+    set_: SetOption = None,
+    shards: ShardsOption = None,
+    device: DeviceOption = "auto",
+    as_json: JsonOption = False,
+) -> None:
+    """Images per second of training, against a plain eager PyTorch loop fed by a DataLoader."""
+    from fastad.bench import measure_step
+
+    _bench(measure_step, recipe, repeats, set_, shards, device, as_json)
+
+
+def _bench(
+    measure: Any,
+    recipe: str,
+    repeats: int,
+    overrides: list[str] | None,
+    shards: Path | None,
+    device: str,
+    as_json: bool,
+) -> None:
+    from fastad.manifest import shard_home
+    from fastad.recipe import load
+    from fastad.run import choose_device
+
+    found = measure(load(recipe, overrides or ()), shard_home(shards), choose_device(device), repeats)
+    print(json.dumps(found) if as_json else "\n".join(f"{name}: {value}" for name, value in found.items()))
+
+
+def main() -> None:
+    """Runs the command line. Exit code 0: done; 2: a user's mistake, told in one line; 128 + n: stopped by signal n."""
+    try:
+        code = app(standalone_mode=False)
+        sys.exit(code if isinstance(code, int) else 0)
+    except FastadError as error:
+        print(f"fastad: {error}", file=sys.stderr)
+        sys.exit(2)
+    except Interrupted as error:
+        print(f"fastad: {error}", file=sys.stderr)
+        sys.exit(128 + error.signal_number)
+    except Exception as error:
+        # What typer raises for wrong usage is its own copy of click's; only this method tells it from other errors.
+        if not hasattr(error, "format_message"):
+            raise
+        print(f"fastad: {error.format_message()} (see --help)", file=sys.stderr)
+        sys.exit(2)

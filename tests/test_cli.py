@@ -1,0 +1,158 @@
+"""The command line: what a user sees, exit codes, and one line for each mistake."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fastad import __version__, cli
+from fastad.recipe import Recipe, dump
+
+
+class Done:
+    def __init__(self, code: int, out: str, err: str) -> None:
+        self.code, self.out, self.err = code, out, err
+
+    @property
+    def error(self) -> str:
+        """The one line that a mistake is told in."""
+        assert self.code == 2, (self.code, self.err)
+        lines = [line for line in self.err.splitlines() if line.startswith("fastad: ")]
+        assert self.err.splitlines()[-1:] == lines
+        assert "Traceback" not in self.err
+        return lines[0]
+
+
+class Shell:
+    """Runs `fastad …` in this process, through the same entry point as the installed command."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+        self.monkeypatch, self.capsys = monkeypatch, capsys
+
+    def __call__(self, *arguments: object) -> Done:
+        self.monkeypatch.setattr(sys, "argv", ["fastad", *map(str, arguments)])
+        self.capsys.readouterr()
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as end:
+            code = int(end.code or 0)
+        captured = self.capsys.readouterr()
+        return Done(code, captured.out, captured.err)
+
+
+@pytest.fixture
+def fastad(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Shell:
+    return Shell(monkeypatch, capsys)
+
+
+@pytest.fixture
+def toml(recipe: Recipe, tmp_path: Path) -> Path:
+    path = tmp_path / "tiny.toml"
+    path.write_text(dump(recipe))
+    return path
+
+
+def test_version_and_help(fastad: Shell) -> None:
+    assert fastad("--version").out.strip() == f"fastad {__version__}"
+    text = fastad("--help").out
+    for command in ("shard", "verify", "inspect", "train", "eval", "report", "quickstart", "bench"):
+        assert command in text
+
+
+def test_python_dash_m_and_the_installed_command_are_the_same() -> None:
+    one = subprocess.run([sys.executable, "-m", "fastad", "--version"], capture_output=True, text=True)
+    other = subprocess.run([Path(sys.executable).parent / "fastad", "--version"], capture_output=True, text=True)
+    assert one.stdout == other.stdout == f"fastad {__version__}\n"
+
+
+def test_from_raw_images_to_a_report(fastad: Shell, home: Path, toml: Path, tmp_path: Path) -> None:
+    shards, out = tmp_path / "shards", tmp_path / "runs"
+    assert "180 images in 2 shards" in fastad("shard", home / "blobs.py", "--out", shards).out
+    assert "90 images in 1 shards" in fastad("shard", home / "extras.py", "--out", shards, "--workers", 2).out
+    assert "whole, 180 images" in fastad("verify", shards / "blobs", "--level", "decode").out
+
+    shown = fastad("inspect", shards / "blobs", "--grid", tmp_path / "grid.png")
+    assert "low/mid: 40" in shown.out
+    with Image.open(tmp_path / "grid.png") as grid:
+        assert grid.width > 300
+    facts = json.loads(fastad("inspect", shards / "blobs", "--json").out)
+    assert facts["splits"] == {"train": 120, "test": 60}
+
+    command = ["train", toml, "--class", "middle", "--class", "low/mid", "--seed", 1, "--seed", 2]
+    command += ["--objective", "hsc", "--shards", shards, "--out", out, "--set", "optim.epochs=2"]
+    done = fastad(*command)
+    assert done.code == 0, done.err
+    assert "epochs = 2" in done.err
+    assert "device: CPU" in done.err
+    assert "middle" in done.out
+    again = fastad(*command, "--json")
+    assert "done already" in again.err
+    assert len(json.loads(again.out)["runs"]) == 4
+
+    found = json.loads(fastad("eval", out, "--json").out)
+    for run in found["runs"]:
+        folder = out / "tiny" / run["class_name"].replace("/", "-") / "hsc" / f"seed{run['seed']}"
+        with np.load(folder / "scores.npz") as scores:
+            pairs = scores["score"][scores["target"] == 1][:, None] - scores["score"][scores["target"] == 0]
+        auroc = run["metrics"]["auroc"]
+        assert auroc["value"] == pytest.approx(((pairs > 0) + (pairs == 0) / 2).mean())
+        assert auroc["low"] <= auroc["value"] <= auroc["high"]
+    assert fastad("report", out, "--out", tmp_path / "report").code == 0
+    assert (tmp_path / "report" / "report.html").stat().st_size > 10_000
+
+
+def test_mistakes_are_one_line_and_exit_code_2(fastad: Shell, home: Path, toml: Path, tmp_path: Path) -> None:
+    train = ["train", toml, "--shards", home, "--out", tmp_path / "runs", "--device", "cpu"]
+    cases: list[tuple[list[object], str]] = [
+        (["shard", "cifar11"], "unknown set 'cifar11'"),
+        (["shard", "mnist", tmp_path / "nowhere"], "no raw data at"),
+        (["shard", "mnist", home, "--out", tmp_path / "s"], "no train-images-idx3-ubyte"),
+        (["verify", tmp_path], "is not a shard set"),
+        (["verify", home / "blobs", "--level", "sizes"], "unknown level 'sizes': did you mean size"),
+        (["inspect", tmp_path / "nothing"], "is not a shard set"),
+        (["train", "cifar"], "unknown recipe 'cifar'"),
+        ([*train, "--class", "Trousers"], "unknown class of blobs 'Trousers': known: low/mid, middle, high"),
+        ([*train, "--objective", "hcs"], "unknown objective 'hcs': did you mean hsc?"),
+        ([*train, "--set", "optim.epocs=3"], "unknown recipe key 'optim.epocs': did you mean optim.epochs"),
+        ([*train, "--device", "gpu"], "unknown device 'gpu'"),
+        (["train", toml, "--shards", tmp_path, "--out", tmp_path / "runs"], "blobs is not a shard set"),
+        (["eval", tmp_path], "no run in"),
+        (["report", tmp_path / "nothing"], "no run in"),
+        (["train"], "Missing argument 'recipe'"),
+        (["inspekt"], "No such command 'inspekt'"),
+        ([*train, "--sed", 1], "No such option: --sed"),
+        ([*train, "--seed", "one"], "Invalid value for '--seed'"),
+        (["bench", "step", "--shards", tmp_path], "digits is not a shard set"),
+    ]
+    for arguments, message in cases:
+        assert message in fastad(*arguments).error
+    assert not (tmp_path / "runs").exists()
+    assert not (tmp_path / "s" / "mnist").exists()
+
+
+@pytest.mark.skipif("__import__('torch').cuda.is_available()", reason="needs a machine without a GPU")
+def test_cuda_without_a_gpu_is_said(fastad: Shell, home: Path, toml: Path) -> None:
+    assert "--device cuda asked, but PyTorch finds no CUDA GPU" in fastad("train", toml, "--device", "cuda").error
+
+
+def test_a_changed_tar_stops_training_with_its_name(fastad: Shell, home: Path, toml: Path, tmp_path: Path) -> None:
+    for name in ("blobs", "extras"):
+        shutil.copytree(home / name, tmp_path / name)
+    tar = tmp_path / "extras" / "train-00000.tar"
+    os.truncate(tar, tar.stat().st_size - 1)
+    done = fastad("train", toml, "--shards", tmp_path, "--out", tmp_path / "runs")
+    assert "train-00000.tar has changed" in done.error
+    assert not (tmp_path / "runs").exists()
+
+
+def test_an_out_folder_that_may_not_be_written_is_said(fastad: Shell, home: Path, toml: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    done = fastad("train", toml, "--shards", home, "--out", tmp_path / "file", "--class", "middle")
+    assert "cannot write" in done.error
