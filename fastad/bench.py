@@ -1,0 +1,221 @@
+"""Speed as a ratio to a plain PyTorch + torchvision loop, both measured in turns in the same run.
+
+Owns the measurements and the plain loops they are compared with: a data set of per-image torchvision transforms in a
+`DataLoader` with as many workers as there are cores, and an eager float32 step with PyTorch's default Adam.
+Use: `measure_step(load("digits"), shards, device, repeats=5)["group_ratio"]`.
+"""
+
+import itertools
+import os
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms import v2
+
+from fastad.augment import AugmentSpec
+from fastad.group import Workbench, step
+from fastad.networks import build
+from fastad.objectives import Objective, find
+from fastad.pipeline import train_batches
+from fastad.plan import Plan
+from fastad.progress import progress
+from fastad.reader import ShardReader
+from fastad.recipe import Recipe
+from fastad.run import environment
+from fastad.train import Sets, make_plan, open_sets
+
+WARM_UP_BATCHES = 5
+SECONDS_A_MEASUREMENT = 3.0
+ENDLESS_EPOCHS = 1_000_000
+
+Rates = dict[str, list[float]]
+
+
+def measure_loader(recipe: Recipe, shards: Path, device: torch.device, repeats: int) -> dict[str, Any]:
+    """Images per second of `train_batches` and of the plain loader, for the recipe's first class and augmentation.
+
+    Returns `loader_ratio` with both rates (median of n), each measurement, and the rate of bare positional reads.
+    """
+    sets, plan = _sets_and_plan(recipe, shards)
+    batches = train_batches(plan, sets.nominal, sets.oe, recipe.augment, device)
+    plain = _plain_batches(plan, sets, recipe, device)
+    rows = itertools.cycle(plan.epoch(0).nominal)
+    rates = _in_turns(
+        {
+            "fastad": lambda: len(next(batches).row),
+            "plain": lambda: len(next(plain)[1]),
+            "reader": lambda: len(sets.nominal.pixels(next(rows))),
+        },
+        repeats,
+        device,
+    )
+    return _report(recipe, plan, device, rates, {"loader_ratio": ("fastad", "plain")})
+
+
+def measure_step(recipe: Recipe, shards: Path, device: torch.device, repeats: int) -> dict[str, Any]:
+    """Images per second of training, data included: one objective and the recipe's whole group, against plain loops.
+
+    `single_ratio`: the first objective against a plain loop of it. `group_ratio`: all objectives on shared batches
+    against one plain loop after another; images count once for each objective, since each is trained on them.
+    """
+    sets, plan = _sets_and_plan(recipe, shards)
+    workbench = Workbench(recipe, sets.nominal.manifest.shape_hwc, device)
+    compiled = workbench.compiles(recipe.optim.epochs * plan.steps_per_epoch)
+    objectives = [find(name) for name in recipe.objectives]
+    members = [workbench.member(objective, 1, compiled) for objective in objectives]
+    batches = train_batches(plan, sets.nominal, sets.oe, recipe.augment, device)
+
+    def group_step(size: int) -> int:
+        batch = next(batches)
+        step(members[:size], batch)
+        return size * len(batch.row)
+
+    plain_steps = [_plain_step(objective, plan, sets, recipe, device) for objective in objectives]
+    rates = _in_turns(
+        {
+            "fastad_single": lambda: group_step(1),
+            "plain_single": plain_steps[0],
+            "fastad_group": lambda: group_step(len(members)),
+            "plain_group": lambda: sum(plain() for plain in plain_steps),
+        },
+        repeats,
+        device,
+    )
+    ratios = {"single_ratio": ("fastad_single", "plain_single"), "group_ratio": ("fastad_group", "plain_group")}
+    found = _report(recipe, plan, device, rates, ratios)
+    return found | {"objectives": list(recipe.objectives), "compiled": compiled, "precision": workbench.precision}
+
+
+def _sets_and_plan(recipe: Recipe, shards: Path) -> tuple[Sets, Plan]:
+    """The recipe's sets and an endless plan for its first class."""
+    sets = open_sets(recipe, shards)
+    plan = make_plan(recipe, sets, sets.nominal.manifest.classes[0], seed=1)
+    plan = Plan(plan.nominal, plan.oe, 1, ENDLESS_EPOCHS, plan.batch_nominal, plan.batch_oe, plan.oe_order)
+    return sets, plan
+
+
+def _in_turns(works: dict[str, Callable[[], int]], repeats: int, device: torch.device) -> Rates:
+    """Images per second of each work, `repeats` times, in turns so that a noisy machine is noisy for all of them."""
+    for work in works.values():
+        for _ in range(WARM_UP_BATCHES):
+            work()
+    rates: Rates = {name: [] for name in works}
+    with progress("bench", repeats * len(works), unit="measurements") as advance:
+        for _ in range(repeats):
+            for name, work in works.items():
+                rates[name].append(_rate(work, device))
+                advance()
+    return rates
+
+
+def _rate(work: Callable[[], int], device: torch.device) -> float:
+    """Images per second of calling `work` over and over; waits for the device before it stops the clock."""
+    images, started = 0, time.perf_counter()
+    while time.perf_counter() - started < SECONDS_A_MEASUREMENT:
+        images += work()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return images / (time.perf_counter() - started)
+
+
+def _report(
+    recipe: Recipe, plan: Plan, device: torch.device, rates: Rates, ratios: dict[str, tuple[str, str]]
+) -> dict[str, Any]:
+    """Each ratio of medians with both rates beside it, then what was measured and on what."""
+    medians = {f"{name}_images_per_s": round(median(values), 1) for name, values in rates.items()}
+    return {
+        **{name: round(median(rates[over]) / median(rates[under]), 2) for name, (over, under) in ratios.items()},
+        **medians,
+        "each_images_per_s": {name: [round(value, 1) for value in values] for name, values in rates.items()},
+        "repeats": len(next(iter(rates.values()))),
+        "recipe": recipe.name,
+        "batch_size": plan.batch_size,
+        "threads": torch.get_num_threads(),
+        "environment": environment(device),
+    }
+
+
+class _PlainImages(Dataset[torch.Tensor]):
+    """Images in memory, transformed one by one, as torchvision's own data sets do it."""
+
+    def __init__(self, images: np.ndarray, transform: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        self.images = torch.from_numpy(images).permute(0, 3, 1, 2)
+        self.transform = transform
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        return self.transform(self.images[index])
+
+
+def _plain_transform(spec: AugmentSpec, size_px: int, oe: bool) -> Callable[[torch.Tensor], torch.Tensor]:
+    """The recipe's augmentation as a list of torchvision transforms; those that it does not ask for are left out."""
+    transforms: list[Any] = []
+    if spec.flip_probability > 0:
+        transforms.append(v2.RandomHorizontalFlip(spec.flip_probability))
+    if spec.crop_padding_px > 0:
+        transforms.append(v2.RandomCrop(size_px, padding=spec.crop_padding_px))
+    if oe and spec.oe_blur_sigma_px > 0:
+        window = 2 * int(np.ceil(3 * spec.oe_blur_sigma_px)) + 1
+        transforms.append(v2.GaussianBlur(window, spec.oe_blur_sigma_px))
+    transforms.append(v2.ToDtype(torch.float32, scale=True))
+    if spec.mean != (0.0,) or spec.std != (1.0,):
+        transforms.append(v2.Normalize(list(spec.mean), list(spec.std)))
+    return v2.Compose(transforms)
+
+
+def _plain_batches(
+    plan: Plan, sets: Sets, recipe: Recipe, device: torch.device
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Balanced batches the plain way: a loader each for nominal and OE images, joined; without end."""
+    streams: list[tuple[ShardReader, np.ndarray, int]] = [(sets.nominal, plan.nominal, plan.batch_nominal)]
+    if sets.oe is not None and plan.oe is not None:
+        streams.append((sets.oe, plan.oe, plan.batch_oe))
+    workers = max(1, len(os.sched_getaffinity(0)) // len(streams))
+    loaders = []
+    for place, (reader, rows, size) in enumerate(streams):
+        transform = _plain_transform(recipe.augment, reader.manifest.shape_hwc[0], oe=place == 1)
+        images = _PlainImages(reader.pixels(rows), transform)
+        loaders.append(
+            DataLoader(images, size, shuffle=True, drop_last=True, num_workers=workers, persistent_workers=True)
+        )
+    target = torch.cat([torch.full((size,), float(place)) for place, (_, _, size) in enumerate(streams)]).to(device)
+    with warnings.catch_warnings():
+        # More workers than cores is the user's machine, not the user's mistake.
+        warnings.filterwarnings("ignore", message="This DataLoader will create")
+        for parts in zip(*map(_endless, loaders), strict=True):
+            yield torch.cat(parts).to(device), target
+
+
+def _endless(loader: DataLoader[torch.Tensor]) -> Iterator[torch.Tensor]:
+    while True:
+        yield from loader
+
+
+def _plain_step(
+    objective: Objective, plan: Plan, sets: Sets, recipe: Recipe, device: torch.device
+) -> Callable[[], int]:
+    """One eager step of one objective on its own batches: default memory format, float32, default Adam."""
+    model = build(recipe.network, sets.nominal.manifest.shape_hwc, objective.output_width, seed=1)
+    model = model.to(device).to(memory_format=torch.contiguous_format)
+    optimizer = torch.optim.Adam(model.parameters(), lr=recipe.optim.lr, weight_decay=recipe.optim.weight_decay)
+    batches = _plain_batches(plan, sets, recipe, device)
+
+    def plain_step() -> int:
+        images, target = next(batches)
+        seen = None if objective.uses_oe else plan.batch_nominal
+        optimizer.zero_grad()
+        loss = objective.loss(model(images[:seen]), target[:seen]).mean()
+        loss.backward()
+        optimizer.step()
+        return len(target)
+
+    return plain_step
