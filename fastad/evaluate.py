@@ -4,8 +4,10 @@ Owns `scores.npz`, `examples.npz` and every metric; which model scored is `fasta
 Use: `measure(target, score)["auroc"].value`.
 """
 
+import io
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,7 +16,7 @@ from scipy import stats
 from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
 from fastad.errors import FastadError
-from fastad.files import atomic
+from fastad.files import write_bytes
 from fastad.manifest import Manifest
 from fastad.networks import Detector
 from fastad.objectives import Objective
@@ -102,14 +104,20 @@ def over_seeds(values: Sequence[float]) -> Interval:
 
 def write_scores(run: Run, scores: Scores) -> None:
     """Writes `scores.npz` (key, class, target, score)."""
-    columns: dict[str, Any] = {
+    columns = {
         "key": scores.key,
         "class": scores.class_name,
         "target": scores.target,
         "score": scores.score,
     }
-    with atomic(run.scores) as file:
-        np.savez_compressed(file, **columns)
+    _write_columns(run.scores, columns)
+
+
+def _write_columns(path: Path, columns: Mapping[str, np.ndarray]) -> None:
+    arrays: dict[str, Any] = dict(columns)
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)
+    write_bytes(path, buffer.getbuffer())
 
 
 def read_scores(run: Run) -> Scores:
@@ -147,11 +155,10 @@ def write_examples(run: Run, reader: ShardReader, rows: np.ndarray, scores: Scor
         "nominal_highest": order[~anomalous][::-1][:EXAMPLES],
         "anomalous_lowest": order[anomalous][:EXAMPLES],
     }
-    columns: dict[str, Any] = {}
+    columns = {}
     for name, places in strips.items():
         columns[f"{name}_images"] = reader.pixels(rows[places])
         columns[f"{name}_class"] = scores.class_name[places]
         columns[f"{name}_target"] = scores.target[places]
         columns[f"{name}_score"] = scores.score[places]
-    with atomic(run.examples) as file:
-        np.savez_compressed(file, **columns)
+    _write_columns(run.examples, columns)

@@ -57,10 +57,24 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def write_bytes(path: Path, data: bytes | memoryview) -> None:
+    """Writes `data`, atomically."""
+    with atomic(path) as file:
+        file.write(data)
+
+
 def write_text(path: Path, text: str) -> None:
     """Writes `text` as UTF-8, atomically."""
-    with atomic(path) as file:
-        file.write(text.encode())
+    write_bytes(path, text.encode())
+
+
+def append_line(path: Path, line: str) -> None:
+    """Adds a line to a text file; raises `FastadError` where the disk is full. A kill may leave the last line cut."""
+    try:
+        with open(path, "a") as file:
+            file.write(f"{line}\n")
+    except OSError as error:
+        raise _unwritable(path, error) from error
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -5,6 +5,7 @@ Owns `<out>/<recipe>/<class>/<objective>/seed<N>/` and what its files are called
 Use: `run = open_run(out, recipe, "Trouser", "hsc", seed=1)`.
 """
 
+import io
 import json
 import os
 import platform
@@ -18,7 +19,7 @@ from typing import Any, NamedTuple
 import torch
 
 from fastad.errors import FastadError
-from fastad.files import write_json, write_text
+from fastad.files import write_bytes, write_json, write_text
 from fastad.objectives import OBJECTIVES
 from fastad.progress import say
 from fastad.recipe import Recipe, dump, load
@@ -165,6 +166,16 @@ def read_result(run: Run) -> RunResult | None:
         raise FastadError(
             f"{run.result} is not a result of this fastad ({error}): remove it and evaluate again"
         ) from error
+
+
+def save_tensors(path: Path, value: Mapping[str, Any]) -> None:
+    """Writes what `torch.load(path, weights_only=True)` reads, atomically.
+
+    Through memory: writing to a full disk itself, torch raises an error that does not say so.
+    """
+    buffer = io.BytesIO()
+    torch.save(value, buffer)
+    write_bytes(path, buffer.getbuffer())
 
 
 DEVICES = ("auto", "cpu", "cuda")

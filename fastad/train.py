@@ -22,7 +22,7 @@ import torch
 
 from fastad.errors import FastadError, Interrupted
 from fastad.evaluate import describe, measure, score_batches, write_examples, write_scores
-from fastad.files import atomic, write_text
+from fastad.files import append_line, write_text
 from fastad.group import Member, Workbench, set_learning_rate, step
 from fastad.manifest import Manifest, open_set
 from fastad.networks import parameter_count
@@ -32,7 +32,7 @@ from fastad.plan import Plan
 from fastad.progress import progress, say
 from fastad.reader import ShardReader
 from fastad.recipe import Recipe
-from fastad.run import Run, RunResult, environment, open_run, read_result, write_result
+from fastad.run import Run, RunResult, environment, open_run, read_result, save_tensors, write_result
 from fastad.view import View, select
 
 
@@ -271,8 +271,7 @@ def _log_epoch(
             "stall_share": round(stall_share, 4),
             "train_s": round(training.train_s, 3),
         }
-        with open(training.run.log, "a") as file:
-            file.write(json.dumps(line) + "\n")
+        append_line(training.run.log, json.dumps(line))
 
 
 def _cut_log(run: Run, start: int) -> None:
@@ -293,8 +292,7 @@ def _evaluate_group(workbench: Workbench, sets: Sets, plan: Plan, group: list[_T
         run, member, started = training.run, training.member, time.perf_counter()
         described = describe(sets.nominal.manifest, rows, target, score)
         metrics = measure(target, score)
-        with atomic(run.model) as file:
-            torch.save(member.model.state_dict(), file)
+        save_tensors(run.model, member.model.state_dict())
         write_scores(run, described)
         write_examples(run, sets.nominal, rows, described)
         results[run.folder] = RunResult(
@@ -329,15 +327,14 @@ def _evaluate_group(workbench: Workbench, sets: Sets, plan: Plan, group: list[_T
 
 
 def _write_checkpoint(training: _Training, sets: Sets) -> None:
-    with atomic(training.run.checkpoint) as file:
-        state = {
-            "fingerprint": sets.fingerprint(),
-            "step": training.step,
-            "train_s": training.train_s,
-            "stall_s": training.stall_s,
-            "member": training.member.state(),
-        }
-        torch.save(state, file)
+    state = {
+        "fingerprint": sets.fingerprint(),
+        "step": training.step,
+        "train_s": training.train_s,
+        "stall_s": training.stall_s,
+        "member": training.member.state(),
+    }
+    save_tensors(training.run.checkpoint, state)
 
 
 def _read_checkpoint(run: Run, sets: Sets, device: torch.device) -> dict[str, Any] | None:

@@ -1,6 +1,10 @@
 """What all tests share: tiny synthetic sets, converted once by fastad itself, and a recipe for them."""
 
+import os
+import resource
 import struct
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +45,18 @@ def write_idx(path: Path, array: np.ndarray) -> bytes:
     data = struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape) + array.astype(np.uint8).tobytes()
     path.write_bytes(data)
     return data
+
+
+def run_with_small_files(limit_bytes: int, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """`fastad …` in a process that may write no file larger than that, which to it looks like a full disk."""
+    return subprocess.run(
+        [sys.executable, "-m", "fastad", *map(str, arguments)],
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit_bytes, limit_bytes)),
+        # Python itself would cut its caches short.
+        env=os.environ | {"PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": str(torch.get_num_threads())},
+        capture_output=True,
+        text=True,
+    )
 
 
 @pytest.fixture(scope="session")

@@ -2,8 +2,6 @@
 
 import io
 import os
-import random
-import resource
 import shutil
 import signal
 import subprocess
@@ -16,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import webdataset
-from conftest import write_converter
+from conftest import run_with_small_files, write_converter
 
 from fastad import shard
 from fastad.errors import FastadError
@@ -143,22 +141,22 @@ def test_kill_at_any_moment_loses_nothing(converter: Path, tmp_path: Path) -> No
     script.write_text(SCRIPT)
     convert(str(converter), None, tmp_path / "whole", workers=1)
     whole = contents(tmp_path / "whole" / "many")
-    rng, killed = random.Random(5), 0
+    folder, killed = tmp_path / "killed" / "many", 0
     while True:
         process = subprocess.Popen([sys.executable, script, converter, tmp_path / "killed"], stderr=subprocess.DEVNULL)
-        deadline = time.monotonic() + (rng.uniform(0.15, 0.6) if killed < 6 else 60)
-        while process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.002)
+        # Killed once so many files stand in the folder: first while listing, then ever later in the writing.
+        while process.poll() is None and sum(len(files) for _, _, files in os.walk(folder)) <= 3 * killed:
+            time.sleep(0.0005)
         if process.poll() is not None:
             break
         process.send_signal(signal.SIGKILL)
         process.wait()
         killed += 1
-        for path in (tmp_path / "killed").glob("many/*.tar"):
+        for path in folder.glob("*.tar"):
             assert path.read_bytes() == whole[path.name]
-    assert killed > 0
+    assert killed >= 3
     assert process.returncode == 0
-    assert {name: data for name, data in contents(tmp_path / "killed" / "many").items() if ".tmp" not in name} == whole
+    assert contents(folder) == whole
 
 
 @pytest.mark.usefixtures("small_shards")
@@ -187,11 +185,7 @@ def test_too_small_a_disk_is_said_before_anything_is_written(
 
 
 def test_a_disk_that_fills_up_is_one_line_and_leaves_no_final_name(converter: Path, tmp_path: Path) -> None:
-    def limit() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
-
-    command = [sys.executable, "-m", "fastad", "shard", converter, "--out", tmp_path / "small", "--workers", "1"]
-    done = subprocess.run(command, preexec_fn=limit, capture_output=True, text=True)
+    done = run_with_small_files(200_000, "shard", converter, "--out", tmp_path / "small", "--workers", 1)
     assert done.returncode == 2
     assert done.stderr.strip().splitlines()[-1].startswith("fastad: cannot write ")
     assert not [path for path in (tmp_path / "small").rglob("*") if path.is_file()]

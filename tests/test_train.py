@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import run_with_small_files
 from torch import nn
 
 from fastad.errors import FastadError, Interrupted
@@ -306,6 +307,25 @@ def test_a_damaged_checkpoint_and_one_of_other_shards_are_said(recipe: Recipe, h
     found.checkpoint.write_bytes(found.checkpoint.read_bytes()[:1000])
     with pytest.raises(FastadError, match=r"checkpoint\.pt cannot be read: remove it"):
         run(recipe, home, tmp_path, objectives=["hsc"])
+
+
+@pytest.mark.parametrize("limit", [300_000, 1_000_000])
+def test_a_disk_that_fills_up_is_one_line_and_the_same_command_continues(
+    limit: int, recipe: Recipe, home: Path, tmp_path: Path, uninterrupted: dict[str, np.ndarray]
+) -> None:
+    """The model (0.5 MB) or the checkpoint (1.4 MB) does not fit."""
+    from fastad.recipe import dump
+
+    path, out = tmp_path / "tiny.toml", tmp_path / "o"
+    often = replace(recipe.train, checkpoint_every_s=0.0 if limit > 500_000 else 60.0)
+    path.write_text(dump(replace(recipe, train=often)))
+    full = run_with_small_files(limit, "train", path, "--class", "middle", "--shards", home, "--out", out)
+    assert full.returncode == 2, full.stderr
+    assert "fastad: cannot write" in full.stderr.splitlines()[-1]
+    assert ("checkpoint.pt" if limit > 500_000 else "model.pt") in full.stderr.splitlines()[-1]
+    assert not [file for file in tmp_path.glob("o/**/*") if file.suffix in (".pt", ".tmp")]
+    run(recipe, home, out)
+    assert_same_scores(scores(out), uninterrupted)
 
 
 def test_a_diverging_run_is_said(recipe: Recipe, home: Path, tmp_path: Path) -> None:
