@@ -19,8 +19,8 @@ from fastad.pipeline import Batch
 from fastad.progress import say
 from fastad.recipe import OptimSpec, Recipe
 
-# Compiling takes 5 to 25 s on two cores and saves at most 25 ms a step of the MNIST LeNet (README, Performance).
-COMPILE_CPU_FROM_STEPS = 2_000
+# On two cores compiling takes up to 20 s and saves 3.4 of 50 ms a step of the MNIST LeNet (README, Development).
+COMPILE_CPU_FROM_STEPS = 6_000
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
