@@ -54,14 +54,50 @@ def shard(
     name: Annotated[str, typer.Argument(metavar="SET", help="A data set fastad knows, or a converter's path (.py)")],
     raw: Annotated[Path | None, typer.Argument(help="Where the raw data are, for sets that need them")] = None,
     out: Annotated[Path | None, typer.Option("--out", help="Shard home [default: $FASTAD_SHARDS or ./shards]")] = None,
+    resize: Annotated[int | None, typer.Option(min=1, help="Short side in px of images that are larger")] = None,
+    quality: Annotated[int | None, typer.Option(min=1, max=100, help="Of the JPEGs written [default: 95]")] = None,
+    max_bad: Annotated[str, typer.Option(help="Stop if more images than this cannot be used")] = "0.5%",
+    split: Annotated[str | None, typer.Option(help="Which part of the source, for sets that have several")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first N images, for sets that allow it")] = None,
+    part: Annotated[str, typer.Option(help="I/N: this process writes every Nth shard, from the Ith")] = "1/1",
     workers: Annotated[int | None, typer.Option(min=1, help="Processes that write [default: all cores]")] = None,
 ) -> None:
     """Convert raw data into a shard set; again to continue an interrupted conversion."""
+    from fastad.encode import Encoding
     from fastad.manifest import shard_home
-    from fastad.shard import convert
+    from fastad.shard import Part, convert
 
-    manifest = convert(name, raw, shard_home(out), workers=workers)
-    print(f"{manifest.folder}: {len(manifest.key):,} images in {len(manifest.shards)} shards")
+    manifest = convert(
+        name,
+        raw,
+        shard_home(out),
+        encoding=Encoding(resize, quality),
+        options={key: value for key, value in (("split", split), ("limit", limit)) if value is not None},
+        max_bad=_share(max_bad),
+        part=Part(*_part(part)),
+        workers=workers,
+    )
+    if manifest is not None:
+        left_out = len(manifest.facts["rejects"])
+        print(f"{manifest.folder}: {len(manifest.key):,} images in {len(manifest.shards)} shards, {left_out} left out")
+
+
+def _share(text: str) -> float:
+    """A share such as "0.5%" or "0.005"."""
+    try:
+        share = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        share = -1.0
+    if not 0 <= share <= 1:
+        raise FastadError(f"--max-bad must be a share from 0 to 1 or 0% to 100%, found {text!r}")
+    return share
+
+
+def _part(text: str) -> tuple[int, int]:
+    index, _, count = text.partition("/")
+    if not (index.isdecimal() and count.isdecimal() and 1 <= int(index) <= int(count)):
+        raise FastadError(f"--part must be I/N with I from 1 to N, found {text!r}")
+    return int(index), int(count)
 
 
 @app.command()
@@ -70,7 +106,7 @@ def verify(
     level: Annotated[str, typer.Option(help="size, hash or decode")] = "hash",
 ) -> None:
     """Check a shard set against its manifest."""
-    from fastad.shard import verify
+    from fastad.verify import verify
 
     manifest = verify(folder, level)
     print(f"{folder}: whole, {len(manifest.key):,} images in {len(manifest.shards)} shards ({level})")

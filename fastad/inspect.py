@@ -1,6 +1,6 @@
 """What is in a shard set, for people: counts in a few lines and a labelled picture of samples.
 
-Owns `fastad inspect`; checking that a set is whole is `fastad.shard.verify`'s.
+Owns `fastad inspect`; checking that a set is whole is `fastad.verify`'s.
 Use: `print(summary(manifest))`, `grid(manifest).save("digits.png")`.
 """
 
@@ -12,21 +12,27 @@ from PIL import Image, ImageDraw
 from fastad.manifest import Manifest
 from fastad.reader import ShardReader
 
-GRID_COLUMNS = 12
+GRID_COLUMNS, GRID_CLASSES = 12, 100
+LARGEST_TILE_PX = 96
 LABEL_PX, LABEL_HEIGHT_PX, GAP_PX = 110, 14, 3
 
 
 def facts(manifest: Manifest) -> dict[str, Any]:
-    """Counts per split and class, image shape, bytes, source and licence, ready for JSON."""
+    """Counts, sizes, bytes, what was converted or left out, images that stand more than once; ready for JSON."""
     return {
         "name": manifest.name,
         "source": manifest.facts["source"],
         "licence": manifest.facts["licence"],
-        "shape_hwc": list(manifest.shape_hwc),
+        "shape_hwc": manifest.common_shape_hwc,
+        "width_px": [int(manifest.width.min()), int(manifest.width.max())],
+        "height_px": [int(manifest.height.min()), int(manifest.height.max())],
         "shards": len(manifest.shards),
         "bytes": sum(shard.bytes for shard in manifest.shards),
         "splits": {split: len(rows) for split, rows in manifest.splits.items()},
         "classes": class_counts(manifest),
+        "changes": manifest.facts["changes"],
+        "rejects": manifest.facts["rejects"],
+        "duplicates": len(manifest.key) - len(np.unique(manifest.content_hash)),
     }
 
 
@@ -45,7 +51,9 @@ def summary(manifest: Manifest) -> str:
     found = facts(manifest)
     lines = [
         f"{found['name']}: {found['source']} ({found['licence']})",
-        f"{'×'.join(map(str, found['shape_hwc']))} uint8, {found['shards']} shards, {found['bytes']:,} bytes",
+        f"{_sizes(found)}, {found['shards']} shards, {found['bytes']:,} bytes",
+        f"{len(found['rejects']):,} left out as unusable, {found['duplicates']:,} duplicates",
+        *(f"converted: {count:,} {what}" for what, count in found["changes"].items()),
     ]
     for split, counts in found["classes"].items():
         lines.append(f"{split}: {found['splits'][split]:,} images")
@@ -53,19 +61,28 @@ def summary(manifest: Manifest) -> str:
     return "\n".join(lines)
 
 
+def _sizes(found: dict[str, Any]) -> str:
+    if found["shape_hwc"]:
+        return f"{'×'.join(map(str, found['shape_hwc']))} uint8"
+    (low_w, high_w), (low_h, high_h) = found["width_px"], found["height_px"]
+    return f"{low_w} to {high_w} px wide, {low_h} to {high_h} px high"
+
+
 def grid(manifest: Manifest) -> Image.Image:
     """A picture with a row for every class (of the first split that has it), its name and its first images."""
     reader = ShardReader(manifest)
-    height, width, channels = manifest.shape_hwc
+    tile_px = min(int(max(manifest.width.max(), manifest.height.max())), LARGEST_TILE_PX)
     indices = [index for index in range(-1, len(manifest.classes)) if np.any(manifest.class_index == index)]
-    line_px = max(height, LABEL_HEIGHT_PX) + GAP_PX
-    picture = Image.new("RGB", (LABEL_PX + GRID_COLUMNS * (width + GAP_PX), GAP_PX + len(indices) * line_px), "white")
+    indices = indices[:GRID_CLASSES]
+    line_px = max(tile_px, LABEL_HEIGHT_PX) + GAP_PX
+    picture = Image.new("RGB", (LABEL_PX + GRID_COLUMNS * (tile_px + GAP_PX), GAP_PX + len(indices) * line_px), "white")
     pen = ImageDraw.Draw(picture)
     for line, index in enumerate(indices):
         top = GAP_PX + line * line_px
         pen.text((GAP_PX, top), manifest.classes[index] if index >= 0 else "(none)", fill="black")
-        rows = np.flatnonzero(manifest.class_index == index)[:GRID_COLUMNS]
-        for column, image in enumerate(reader.pixels(rows)):
-            shown = Image.fromarray(image[..., 0] if channels == 1 else image)
-            picture.paste(shown, (LABEL_PX + column * (width + GAP_PX), top))
+        for column, row in enumerate(np.flatnonzero(manifest.class_index == index)[:GRID_COLUMNS]):
+            pixels = reader.image(row)
+            shown = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
+            shown.thumbnail((tile_px, tile_px))
+            picture.paste(shown, (LABEL_PX + column * (tile_px + GAP_PX), top))
     return picture

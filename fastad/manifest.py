@@ -17,20 +17,42 @@ import numpy as np
 from fastad.errors import FastadError
 from fastad.files import sha256
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
-COLUMNS = ("shard", "offset", "size", "class_index", "width", "height", "source_index", "key")
+# Column → its type; "" is bytes of the length of the longest.
+COLUMNS = {
+    "shard": "int32",
+    "offset": "int64",
+    "size": "int64",
+    "extension": "S3",
+    "class_index": "int32",
+    "width": "int32",
+    "height": "int32",
+    "content_hash": "uint64",
+    "source_index": "int64",
+    "key": "",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class FileRange:
+    """`size` bytes at `offset` of a file, such as a member of a tar that is read in place."""
+
+    path: Path
+    offset: int
+    size: int
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
     """One image on its way into shards, as a converter yields it.
 
-    `pixels` is uint8, [H, W] or [H, W, C]. `key` is unique in its set and made of letters, digits, `_`, `-` and `/`.
+    `pixels` is uint8, [H, W] or [H, W, C], or an encoded image: a whole file or a range of one. `key` is unique in its
+    set and made of letters, digits, `_`, `-` and `/`.
     """
 
     key: str
-    pixels: np.ndarray
+    pixels: np.ndarray | Path | FileRange
     class_name: str | None
     split: str
 
@@ -50,8 +72,10 @@ class Shard:
 class Manifest:
     """A whole shard set: its facts, its shards, and one row per sample in columns [rows].
 
-    A row's image is the `size` bytes at `offset` of tar `shards[shard]`. Rows of one split are contiguous and in the
-    shards' order. `source_index` is the sample's place in the converter's listing, `class_index` is −1 where unknown.
+    A row's image is the `size` bytes at `offset` of tar `shards[shard]`, encoded as its `extension` says ("npy" or
+    "jpg"); `content_hash` is of its decoded pixels. `common_shape_hwc` is None where images are not arrays of one size.
+    Rows of one split are contiguous and in the shards' order. `source_index` is the sample's place in the converter's
+    listing, `class_index` is −1 where unknown.
     """
 
     folder: Path
@@ -60,16 +84,28 @@ class Manifest:
     classes: tuple[str, ...]
     splits: Mapping[str, range]
     shards: tuple[Shard, ...]
-    shape_hwc: tuple[int, int, int]
+    common_shape_hwc: tuple[int, int, int] | None
     fingerprint: str
     shard: np.ndarray
     offset: np.ndarray
     size: np.ndarray
+    extension: np.ndarray
     class_index: np.ndarray
     width: np.ndarray
     height: np.ndarray
+    content_hash: np.ndarray
     source_index: np.ndarray
     key: np.ndarray
+
+    @property
+    def shape_hwc(self) -> tuple[int, int, int]:
+        """The shape of all images; raises `FastadError` for sets that are not arrays of one size."""
+        if self.common_shape_hwc is None:
+            raise FastadError(
+                f"{self.folder} holds JPEGs or images of several sizes, which this fastad shards but does not train on "
+                "yet: choose a set of arrays of one size"
+            )
+        return self.common_shape_hwc
 
     def split_rows(self, split: str) -> range:
         """The rows of a split; an unknown split raises `FastadError`."""
@@ -106,7 +142,6 @@ def open_set(folder: Path) -> Manifest:
             splits[split] = range(start, start := start + count)
         if any(len(column) != start for column in columns.values()):
             raise ValueError(f"columns do not have {start} rows")
-        height, width, channels = facts["shape_hwc"]
         return Manifest(
             folder=folder,
             name=facts["name"],
@@ -114,7 +149,7 @@ def open_set(folder: Path) -> Manifest:
             classes=tuple(facts["classes"]),
             splits=splits,
             shards=shards,
-            shape_hwc=(height, width, channels),
+            common_shape_hwc=None if facts["shape_hwc"] is None else (*facts["shape_hwc"],),
             fingerprint=facts["fingerprint"],
             **columns,
         )

@@ -8,6 +8,7 @@ import math
 
 import numpy as np
 
+from fastad.encode import decode
 from fastad.manifest import Manifest
 
 
@@ -28,6 +29,14 @@ class ShardReader:
         for place, (shard, start) in enumerate(zip(manifest.shard[rows].tolist(), starts, strict=True)):
             images[place] = self._tar(shard)[start : start + image_bytes]
         return images.reshape(len(rows), *manifest.shape_hwc)
+
+    def image(self, row: int) -> np.ndarray:
+        """One image, decoded whatever its format, uint8 [H, W, C]."""
+        manifest = self.manifest
+        start, size = int(manifest.offset[row]), int(manifest.size[row])
+        data = self._tar(int(manifest.shard[row]))[start : start + size].tobytes()
+        pixels = decode(data, manifest.extension[row].decode())
+        return pixels if pixels.ndim == 3 else pixels[..., None]
 
     def _tar(self, shard: int) -> np.ndarray:
         if shard not in self._tars:

@@ -8,12 +8,12 @@ from pathlib import Path
 import fastad
 
 ORDER = (
-    *("__init__", "errors", "seeds", "files", "progress"),
-    *("manifest", "shard", "reader", "inspect", "view", "plan", "augment", "pipeline"),
+    *("__init__", "errors", "seeds", "files", "progress", "tar", "encode", "card"),
+    *("manifest", "listing", "shard", "verify", "reader", "inspect", "view", "plan", "augment", "pipeline"),
     *("networks", "objectives", "recipe", "run", "group", "evaluate", "train"),
     *("tables", "figures", "page", "report", "quickstart", "bench", "cli", "__main__"),
 )
-LIGHT = {"manifest", "view", "plan", "augment", "reader", "shard", "inspect"}
+LIGHT = {"manifest", "view", "plan", "augment", "reader", "shard", "verify", "inspect"}
 
 FOLDER = Path(fastad.__file__).parent
 

@@ -43,7 +43,7 @@ def test_a_folder_without_manifest_is_refused_by_name(tmp_path: Path) -> None:
 
 
 def test_a_damaged_manifest_is_refused(copy: Path) -> None:
-    (copy / "manifest.json").write_text('{"schema_version": 1}')
+    (copy / "manifest.json").write_text('{"schema_version": 2}')
     with pytest.raises(FastadError, match="damaged manifest"):
         open_set(copy)
 

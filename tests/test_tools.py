@@ -10,9 +10,10 @@ import torchvision
 from conftest import write_idx
 
 from fastad.errors import FastadError
+from fastad.listing import converter_names, find_converter
 from fastad.manifest import Manifest
 from fastad.reader import ShardReader
-from fastad.shard import convert, converter_names
+from fastad.shard import convert
 from fastad_tools import digits, letters
 from fastad_tools._idx import read_idx
 
@@ -93,11 +94,9 @@ def test_letters_are_26_distinct_classes_rendered_the_same_every_time(monkeypatc
 
 
 def test_every_converter_says_what_it_reads_and_under_what_licence() -> None:
-    from fastad.shard import load_converter
-
-    assert converter_names() == ["digits", "fashion-mnist", "letters", "mnist"]
+    assert {"digits", "fashion-mnist", "letters", "mnist"} <= set(converter_names())
     for name in converter_names():
-        converter = load_converter(name)
+        converter = find_converter(name)
         assert "unknown" not in (converter.source, converter.licence)
 
 

@@ -1,0 +1,44 @@
+"""The bytes of a shard: USTAR members, npy headers and DALI indices.
+
+Owns the formats; which samples stand in a shard is `fastad.shard`'s.
+Use: `tar.write(member("train-0001.npy", npy_bytes(pixels)))`.
+"""
+
+import struct
+from collections.abc import Iterable
+
+import numpy as np
+
+BLOCK = 512
+END = bytes(2 * BLOCK)
+
+_HEADER = struct.pack(
+    "100s8s8s8s12s12s8s1s100s6s2s32s32s8s8s167x",
+    *(b"", b"0000644", b"0000000", b"0000000", b"00000000000", b"00000000000"),
+    # The checksum is summed with its own field as spaces.
+    *(b" " * 8, b"0", b"", b"ustar\0", b"00", b"", b"", b"0000000", b"0000000"),
+)
+
+
+def member(name: str, data: bytes) -> bytes:
+    """One USTAR member with zeroed metadata: header block, data, padding to whole blocks (POSIX.1-2017, pax, ustar)."""
+    header = bytearray(_HEADER)
+    encoded = name.encode()
+    header[: len(encoded)] = encoded
+    header[124:135] = b"%011o" % len(data)
+    header[148:155] = b"%06o\0" % sum(header)
+    return bytes(header) + data + bytes(-len(data) % BLOCK)
+
+
+def npy_bytes(pixels: np.ndarray) -> bytes:
+    """An npy file of uint8 pixels [H, W, C]: a header of 128 bytes, then the pixels."""
+    fields = f"{{'descr': '|u1', 'fortran_order': False, 'shape': {tuple(map(int, pixels.shape))}, }}"
+    header = b"\x93NUMPY\x01\x00" + struct.pack("<H", 118) + fields.ljust(117).encode() + b"\n"
+    return header + pixels.tobytes()
+
+
+def index_text(extension: Iterable[bytes], offset: np.ndarray, size: np.ndarray) -> str:
+    """A DALI webdataset index (v1.1) with one component, the image, a line: enough for `fn.readers.webdataset`."""
+    columns = zip(extension, offset.tolist(), size.tolist(), strict=True)
+    lines = [f"{suffix.decode()} {at} {length}" for suffix, at, length in columns]
+    return "\n".join((f"v1.1 {len(lines)}", *lines)) + "\n"
