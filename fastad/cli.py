@@ -256,6 +256,18 @@ def bench_step(
     _bench(measure_step, recipe, repeats, set_, shards, device, as_json)
 
 
+@bench.command("shard")
+def bench_shard(
+    repeats: RepeatsOption = 3,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes that write [default: all cores]")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Speed of sharding, against plain loops; and the cost of opening a set of 14.2 million images."""
+    from fastad.bench_shard import measure_shard
+
+    _print_figures(measure_shard(workers, repeats), as_json)
+
+
 def _bench(
     measure: Any,
     recipe: str,
@@ -269,7 +281,10 @@ def _bench(
     from fastad.recipe import load
     from fastad.run import choose_device
 
-    found = measure(load(recipe, overrides or ()), shard_home(shards), choose_device(device), repeats)
+    _print_figures(measure(load(recipe, overrides or ()), shard_home(shards), choose_device(device), repeats), as_json)
+
+
+def _print_figures(found: dict[str, Any], as_json: bool) -> None:
     print(json.dumps(found) if as_json else "\n".join(f"{name}: {value}" for name, value in found.items()))
 
 

@@ -11,6 +11,7 @@ Owns decoding, its checks, and the rules for images that are not plain RGB JPEGs
 Use: `encode(path.read_bytes(), Encoding(resize_px=256)).data`.
 """
 
+import functools
 import hashlib
 import io
 from dataclasses import dataclass
@@ -118,10 +119,14 @@ def _npy(pixels: np.ndarray, change: str) -> Encoded:
 
 def content_hash(pixels: np.ndarray) -> int:
     """64 bits of BLAKE2 over decoded pixels and their shape: equal images have equal hashes in every set and format."""
-    shape = pixels.shape if pixels.ndim == 3 else (*pixels.shape, 1)
-    digest = hashlib.blake2b(repr(tuple(map(int, shape))).encode(), digest_size=8)
+    digest = _shape_hash(pixels.shape if pixels.ndim == 3 else (*pixels.shape, 1)).copy()
     digest.update(np.ascontiguousarray(pixels).data)
     return int.from_bytes(digest.digest(), "little")
+
+
+@functools.lru_cache(maxsize=1024)
+def _shape_hash(shape: tuple[int, ...]) -> "hashlib.blake2b":
+    return hashlib.blake2b(repr(tuple(map(int, shape))).encode(), digest_size=8)
 
 
 def decode(data: bytes, extension: str) -> np.ndarray:

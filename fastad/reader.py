@@ -13,10 +13,14 @@ from fastad.manifest import Manifest
 
 
 class ShardReader:
-    """Positional reads from the tars of one set; a tar is mapped when it is first needed."""
+    """Positional reads from the tars of one set; a tar is mapped when it is first needed.
 
-    def __init__(self, manifest: Manifest) -> None:
+    `transpose`: `pixels` exchanges rows and columns, as EMNIST is distributed and as the paper's code trained on it.
+    """
+
+    def __init__(self, manifest: Manifest, *, transpose: bool = False) -> None:
         self.manifest = manifest
+        self.transpose = transpose
         self._tars: dict[int, np.ndarray] = {}
 
     def pixels(self, rows: np.ndarray) -> np.ndarray:
@@ -28,7 +32,8 @@ class ShardReader:
         images = np.empty((len(rows), image_bytes), dtype=np.uint8)
         for place, (shard, start) in enumerate(zip(manifest.shard[rows].tolist(), starts, strict=True)):
             images[place] = self._tar(shard)[start : start + image_bytes]
-        return images.reshape(len(rows), *manifest.shape_hwc)
+        shaped = images.reshape(len(rows), *manifest.shape_hwc)
+        return shaped.swapaxes(1, 2) if self.transpose else shaped
 
     def image(self, row: int) -> np.ndarray:
         """One image, decoded whatever its format, uint8 [H, W, C]."""

@@ -28,7 +28,8 @@ class DataSpec:
     """Which sets, and how batches are made of them (PROTOCOL, Batches).
 
     `oe` None: no outlier exposure. `oe_size`: images of the OE subset, None for all; `oe_classes`: number of OE classes
-    drawn, None for all.
+    drawn, None for all. `oe_exclude_classes` are never OE; nor is an image that stands, pixel for pixel, in the test
+    split of the set `oe_exclude_duplicates_of`. `oe_transpose`: OE images have rows and columns exchanged in training.
     """
 
     nominal: str
@@ -36,6 +37,9 @@ class DataSpec:
     oe_size: int | None = None
     oe_classes: int | None = None
     oe_order: str = "cyclic"
+    oe_exclude_classes: tuple[str, ...] = ()
+    oe_exclude_duplicates_of: str | None = None
+    oe_transpose: bool = False
     batch_nominal: int = 128
     batch_oe: int = 128
 

@@ -54,8 +54,13 @@ class Part:
 WHOLE = Part(1, 1)
 
 
-def convert(
-    name: str,
+def convert(name: str, raw: Path | None, home: Path, **arguments: Any) -> Manifest | None:
+    """`convert_with` the converter of that name, or of the file at that path if it ends in `.py`."""
+    return convert_with(find_converter(name), raw, home, **arguments)
+
+
+def convert_with(
+    converter: Converter,
     raw: Path | None,
     home: Path,
     *,
@@ -63,6 +68,7 @@ def convert(
     options: Mapping[str, Any] | None = None,
     max_bad: float = MAX_BAD,
     part: Part = WHOLE,
+    shard_samples: int | None = None,
     workers: int | None = None,
 ) -> Manifest | None:
     """Converts a set into `home/<set>` and returns its manifest; continues an interrupted conversion.
@@ -72,9 +78,9 @@ def convert(
     `max_bad`. Raises `FastadError` if the source is missing or broken, if it or an argument is not what the folder was
     begun with, or if the disk is too small; nothing is then left under a final name.
     """
-    converter = find_converter(name)
     folder = home / converter.name
-    arguments = asdict(encoding) | dict(options or {})
+    shard_samples = shard_samples or SHARD_SAMPLES
+    arguments = asdict(encoding) | {"shard_samples": shard_samples} | dict(options or {})
     begun = (folder / ".partial" / "begun.json").is_file()
     try:
         listing = list_samples(converter, raw, options or {}, folder / ".partial")
@@ -82,7 +88,7 @@ def convert(
         if (folder / "manifest.json").is_file():
             return _finished(folder, identity)
         _refuse_other("was begun with", folder / ".partial" / "begun.json", identity, folder)
-        cuts = _cut(listing)
+        cuts = _cut(listing, shard_samples)
         _refuse_small_disk(folder, listing, [cut for cut in cuts if not _record(folder, cut).is_file()])
     except BaseException:
         if not begun:
@@ -135,8 +141,8 @@ class _Cut(NamedTuple):
     rows: np.ndarray
 
 
-def _cut(listing: Listing) -> list[_Cut]:
-    """Every split's permutation, cut where a shard would grow beyond `SHARD_SAMPLES` or about `SHARD_BYTES`."""
+def _cut(listing: Listing, shard_samples: int) -> list[_Cut]:
+    """Every split's permutation, cut where a shard would grow beyond `shard_samples` or about `SHARD_BYTES`."""
     cuts: list[_Cut] = []
     for number, split in enumerate(listing.splits):
         rows = np.flatnonzero(listing.split == number)
@@ -145,7 +151,7 @@ def _cut(listing: Listing) -> list[_Cut]:
         start = 0
         while start < len(rows):
             before = ends[start - 1] if start else 0
-            stop = min(int(np.searchsorted(ends, before + SHARD_BYTES, side="right")), start + SHARD_SAMPLES)
+            stop = min(int(np.searchsorted(ends, before + SHARD_BYTES, side="right")), start + shard_samples)
             stop = max(stop, start + 1)
             cuts.append(_Cut(split, f"{split}-{sum(cut.split == split for cut in cuts):05d}", rows[start:stop]))
             start = stop
@@ -242,8 +248,9 @@ def _write_shard(job: _Job) -> tuple[int, list[dict[str, str]]]:
     digest = hashlib.sha256()
     at = 0
     with atomic(job.folder / f"{job.name}.tar") as tar:
-        for place, found in enumerate(_encoded(job)):
-            key, class_index = job.key[place].decode(), job.class_index[place]
+        named = zip(job.key.tolist(), job.class_index.tolist(), _encoded(job), strict=True)
+        for place, (encoded_key, class_index, found) in enumerate(named):
+            key = encoded_key.decode()
             if isinstance(found, BadImage):
                 rejects.append({"key": key, "reason": str(found)})
                 continue
@@ -277,11 +284,12 @@ _ROW = np.dtype([("place", "int64"), *((name, COLUMNS[name]) for name in _WRITTE
 
 def _encoded(job: _Job) -> Iterator[Encoded | BadImage]:
     """What a shard holds of each sample of a job, or why it holds nothing."""
+    places = zip(job.file.tolist(), job.offset.tolist(), job.size.tolist(), job.shape.tolist(), strict=True)
     with _opened(job.files) as descriptor:
-        for place, (number, offset, size) in enumerate(zip(job.file, job.offset, job.size, strict=True)):
+        for number, offset, size, shape in places:
             source: bytes | np.ndarray = os.pread(descriptor(number), size, offset)
-            if job.shape[place].any():
-                source = np.frombuffer(source, dtype=np.uint8).reshape(job.shape[place])
+            if shape[0]:
+                source = np.frombuffer(source, dtype=np.uint8).reshape(shape)
             try:
                 yield encode(source, job.encoding)
             except BadImage as bad:

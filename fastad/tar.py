@@ -4,6 +4,7 @@ Owns the formats; which samples stand in a shard is `fastad.shard`'s.
 Use: `tar.write(member("train-0001.npy", npy_bytes(pixels)))`.
 """
 
+import functools
 import struct
 from collections.abc import Iterable
 
@@ -15,26 +16,35 @@ END = bytes(2 * BLOCK)
 _HEADER = struct.pack(
     "100s8s8s8s12s12s8s1s100s6s2s32s32s8s8s167x",
     *(b"", b"0000644", b"0000000", b"0000000", b"00000000000", b"00000000000"),
-    # The checksum is summed with its own field as spaces.
     *(b" " * 8, b"0", b"", b"ustar\0", b"00", b"", b"", b"0000000", b"0000000"),
 )
 
 
+# The checksum is summed with its own field as spaces.
+_BLANK_SUM = sum(_HEADER)
+
+
 def member(name: str, data: bytes) -> bytes:
     """One USTAR member with zeroed metadata: header block, data, padding to whole blocks (POSIX.1-2017, pax, ustar)."""
-    header = bytearray(_HEADER)
-    encoded = name.encode()
-    header[: len(encoded)] = encoded
-    header[124:135] = b"%011o" % len(data)
-    header[148:155] = b"%06o\0" % sum(header)
-    return bytes(header) + data + bytes(-len(data) % BLOCK)
+    encoded, size = name.encode(), b"%011o" % len(data)
+    checksum = _BLANK_SUM + sum(encoded) + sum(size) - sum(_HEADER[124:135])
+    return b"".join(
+        (
+            *(encoded, bytes(100 - len(encoded)), _HEADER[100:124], size, _HEADER[135:148]),
+            *(b"%06o\0" % checksum, _HEADER[155:], data, bytes(-len(data) % BLOCK)),
+        )
+    )
 
 
 def npy_bytes(pixels: np.ndarray) -> bytes:
     """An npy file of uint8 pixels [H, W, C]: a header of 128 bytes, then the pixels."""
-    fields = f"{{'descr': '|u1', 'fortran_order': False, 'shape': {tuple(map(int, pixels.shape))}, }}"
-    header = b"\x93NUMPY\x01\x00" + struct.pack("<H", 118) + fields.ljust(117).encode() + b"\n"
-    return header + pixels.tobytes()
+    return _npy_header(pixels.shape) + pixels.tobytes()
+
+
+@functools.cache
+def _npy_header(shape: tuple[int, ...]) -> bytes:
+    fields = f"{{'descr': '|u1', 'fortran_order': False, 'shape': {tuple(map(int, shape))}, }}"
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", 118) + fields.ljust(117).encode() + b"\n"
 
 
 def index_text(extension: Iterable[bytes], offset: np.ndarray, size: np.ndarray) -> str:

@@ -117,10 +117,11 @@ def train(
 
 @dataclass(frozen=True, eq=False)
 class Sets:
-    """The open shard sets of a recipe."""
+    """The open shard sets of a recipe. `exclude_from_oe`: content hashes of images that must not be OE."""
 
     nominal: ShardReader
     oe: ShardReader | None
+    exclude_from_oe: np.ndarray | None = None
 
     def fingerprint(self) -> list[str]:
         """What a checkpoint must agree with beside its recipe: the images that the run is trained on."""
@@ -136,7 +137,11 @@ def open_sets(recipe: Recipe, shards: Path) -> Sets:
     if oe.shape_hwc != nominal.shape_hwc:
         sizes = " and ".join("×".join(map(str, manifest.shape_hwc)) for manifest in (nominal, oe))
         raise FastadError(f"{nominal.folder} and {oe.folder} hold images of {sizes}: choose an OE set of the same size")
-    return Sets(ShardReader(nominal), ShardReader(oe))
+    exclude = None
+    if recipe.data.oe_exclude_duplicates_of is not None:
+        other = open_set(shards / recipe.data.oe_exclude_duplicates_of)
+        exclude = other.content_hash[select(View("test"), other)]
+    return Sets(ShardReader(nominal), ShardReader(oe, transpose=recipe.data.oe_transpose), exclude)
 
 
 def make_plan(recipe: Recipe, sets: Sets, class_name: str, seed: int, uses_oe: bool = True) -> Plan:
@@ -145,15 +150,16 @@ def make_plan(recipe: Recipe, sets: Sets, class_name: str, seed: int, uses_oe: b
     nominal = select(View("train", (class_name,)), sets.nominal.manifest)
     oe, oe_order = None, data.oe_order
     if uses_oe and sets.oe is not None:
-        oe, oe_order = _select_oe(recipe, sets.oe.manifest, seed, len(nominal))
+        oe, oe_order = _select_oe(recipe, sets, sets.oe.manifest, seed, len(nominal))
     return Plan(nominal, oe, seed, recipe.optim.epochs, data.batch_nominal, data.batch_oe, oe_order)
 
 
-def _select_oe(recipe: Recipe, manifest: Manifest, seed: int, nominal_size: int) -> tuple[np.ndarray, str]:
+def _select_oe(recipe: Recipe, sets: Sets, manifest: Manifest, seed: int, nominal_size: int) -> tuple[np.ndarray, str]:
     """The OE rows of a seed and the order they are read in: a window means one in source order, and drawn classes that
     hold fewer images than the nominal class are read with replacement (PROTOCOL, Figure 4)."""
     data = recipe.data
-    rows = select(View("train", class_count=data.oe_classes, size=data.oe_size, seed=seed), manifest)
+    view = View("train", (), data.oe_exclude_classes, class_count=data.oe_classes, size=data.oe_size, seed=seed)
+    rows = select(view, manifest, sets.exclude_from_oe)
     if data.oe_order == "window":
         rows = rows[np.argsort(manifest.source_index[rows], kind="stable")]
     if data.oe_classes is not None and len(rows) < nominal_size:

@@ -15,18 +15,21 @@ from fastad.seeds import generator
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """A selection of one split. `classes` empty means all; `class_count` and `size` are drawn by `seed`, and nested:
-    a larger draw begins with the smaller one."""
+    """A selection of one split. `classes` empty means all, less `exclude_classes`; `class_count` and `size` are drawn
+    by `seed`, and nested: a larger draw begins with the smaller one."""
 
     split: str = "train"
     classes: tuple[str, ...] = ()
+    exclude_classes: tuple[str, ...] = ()
     class_count: int | None = None
     size: int | None = None
     seed: int = 0
 
 
-def select(view: View, manifest: Manifest) -> np.ndarray:
+def select(view: View, manifest: Manifest, exclude_hashes: np.ndarray | None = None) -> np.ndarray:
     """The view's rows, int64 [n]: ascending, or in the order drawn where `size` is given.
+
+    Images whose `content_hash` is among `exclude_hashes` are left out before anything is drawn.
 
     Raises `FastadError` for an unknown split or class, for more images or classes than there are, and for a view that
     is empty.
@@ -35,7 +38,9 @@ def select(view: View, manifest: Manifest) -> np.ndarray:
     rows = np.arange(split.start, split.stop, dtype=np.int64)
     wanted = _wanted_classes(view, manifest)
     if wanted is not None:
-        rows = rows[np.isin(manifest.class_index[split.start : split.stop], wanted)]
+        rows = rows[wanted[manifest.class_index[split.start : split.stop]]]
+    if exclude_hashes is not None:
+        rows = rows[~np.isin(manifest.content_hash[rows], exclude_hashes)]
     if not len(rows):
         chosen = f"classes {', '.join(view.classes)}" if view.classes else "this split"
         raise FastadError(
@@ -50,16 +55,21 @@ def select(view: View, manifest: Manifest) -> np.ndarray:
     return rows[generator(view.seed, "view", "rows").permutation(len(rows))[: view.size]]
 
 
-def _wanted_classes(view: View, manifest: Manifest) -> list[int] | None:
-    """Class indices, or None for every sample, of a class or not."""
-    for name in view.classes:
-        if name not in manifest.classes:
+def _wanted_classes(view: View, manifest: Manifest) -> np.ndarray | None:
+    """Whether each class index is wanted, bool [classes + 1], the last for "no class"; None for all samples alike."""
+    known = set(manifest.classes)
+    for name in (*view.classes, *view.exclude_classes):
+        if name not in known:
             raise unknown(f"class of {manifest.name}", name, manifest.classes)
-    chosen = [manifest.classes.index(name) for name in view.classes] or list(range(len(manifest.classes)))
-    if view.class_count is None:
-        return chosen if view.classes else None
-    if not 1 <= view.class_count <= len(chosen):
-        raise FastadError(f"{view.class_count} classes asked of {manifest.folder}: ask for 1 to {len(chosen)}")
-    return [
-        chosen[place] for place in generator(view.seed, "view", "classes").permutation(len(chosen))[: view.class_count]
-    ]
+    if not (view.classes or view.exclude_classes or view.class_count is not None):
+        return None
+    named = set(view.classes or manifest.classes) - set(view.exclude_classes)
+    chosen = [index for index, name in enumerate(manifest.classes) if name in named]
+    if view.class_count is not None:
+        if not 1 <= view.class_count <= len(chosen):
+            raise FastadError(f"{view.class_count} classes asked of {manifest.folder}: ask for 1 to {len(chosen)}")
+        chosen = generator(view.seed, "view", "classes").permutation(chosen)[: view.class_count].tolist()
+    wanted = np.zeros(len(manifest.classes) + 1, dtype=bool)
+    wanted[chosen] = True
+    wanted[-1] = not view.classes and view.class_count is None
+    return wanted

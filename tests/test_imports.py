@@ -11,7 +11,7 @@ ORDER = (
     *("__init__", "errors", "seeds", "files", "progress", "tar", "encode", "card"),
     *("manifest", "listing", "shard", "verify", "reader", "inspect", "view", "plan", "augment", "pipeline"),
     *("networks", "objectives", "recipe", "run", "group", "evaluate", "train"),
-    *("tables", "figures", "page", "report", "quickstart", "bench", "cli", "__main__"),
+    *("tables", "figures", "page", "report", "quickstart", "bench", "bench_shard", "cli", "__main__"),
 )
 LIGHT = {"manifest", "view", "plan", "augment", "reader", "shard", "verify", "inspect"}
 

@@ -256,6 +256,44 @@ def test_the_oe_of_a_seed_is_shared_by_classes_and_small_draws_of_classes_are_re
     np.testing.assert_array_equal(sets.oe.manifest.source_index[oe], np.arange(90))
 
 
+def test_oe_images_that_stand_in_the_test_split_can_be_left_out(recipe: Recipe, home: Path, tmp_path: Path) -> None:
+    """The OE set is the nominal set with its own test split as its train split, so that nothing is left of it."""
+    (tmp_path / "twins.py").write_text(
+        (home / "blobs.py")
+        .read_text()
+        .replace(
+            'Sample(f"{split}-{index:04d}", image, CLASSES[label], split)',
+            'Sample(f"{split}-{index:04d}", image, CLASSES[label], {"test": "train", "train": "other"}[split])',
+        )
+    )
+    from fastad.shard import convert
+
+    convert(str(tmp_path / "twins.py"), None, tmp_path, workers=1)
+    (tmp_path / "blobs").symlink_to(home / "blobs")
+    data = replace(recipe.data, oe="twins")
+    sets = open_sets(replace(recipe, data=data), tmp_path)
+    oe = make_plan(replace(recipe, data=data), sets, "middle", seed=1).oe
+    assert oe is not None
+    assert len(oe) == 60
+    without = replace(recipe, data=replace(data, oe_exclude_duplicates_of="blobs"))
+    with pytest.raises(FastadError, match="twins has no train images"):
+        make_plan(without, open_sets(without, tmp_path), "middle", seed=1)
+
+
+def test_transposed_oe_is_trained_on_transposed(recipe: Recipe, home: Path) -> None:
+    turned = replace(recipe, data=replace(recipe.data, oe_transpose=True))
+    batches = []
+    for asked in (recipe, turned):
+        sets = open_sets(asked, home)
+        batches.append(
+            next(train_batches(make_plan(asked, sets, "middle", 1), sets.nominal, sets.oe, asked.augment, CPU))
+        )
+    upright, other = (batch.images for batch in batches)
+    assert torch.equal(upright[:16], other[:16])
+    assert torch.equal(upright[16:].transpose(2, 3), other[16:])
+    assert not torch.equal(upright[16:], other[16:])
+
+
 def test_wrong_requests_are_said_before_anything_is_written(recipe: Recipe, home: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     cases = [

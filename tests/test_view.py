@@ -48,6 +48,29 @@ def test_what_cannot_be_selected_is_said(view: View, message: str, blobs: Manife
         select(view, blobs)
 
 
+def test_excluded_classes_and_images_are_never_drawn(extras: Manifest) -> None:
+    rows = select(View(exclude_classes=("b", "d")), extras)
+    assert set(extras.class_index[rows]) == {0, 2}
+    for seed in range(5):
+        drawn = select(View(exclude_classes=("b",), class_count=2, seed=seed), extras)
+        assert 1 not in extras.class_index[drawn]
+    hashes = extras.content_hash[[3, 50]]
+    left = select(View(size=88, seed=1), extras, exclude_hashes=hashes)
+    assert sorted({*range(90)} - set(left)) == [3, 50]
+    with pytest.raises(FastadError, match="89 images asked"):
+        select(View(size=89), extras, exclude_hashes=hashes)
+
+
+def test_images_of_no_class_are_in_every_view_that_names_no_class(extras: Manifest) -> None:
+    from dataclasses import replace
+
+    some = replace(extras, class_index=np.where(np.arange(90) < 10, -1, extras.class_index))
+    assert len(select(View(), some)) == 90
+    assert set(range(10)) <= set(select(View(exclude_classes=("a",)), some))
+    assert not set(range(10)) & set(select(View(classes=("a", "b", "c", "d")), some))
+    assert not set(range(10)) & set(select(View(class_count=4), some))
+
+
 def test_an_empty_view_is_said(blobs: Manifest) -> None:
     from dataclasses import replace
 
