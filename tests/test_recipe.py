@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from fastad.errors import FastadError
+from fastad.listing import converter_names
 from fastad.recipe import Recipe, dump, known_keys, load, parse, recipe_names
 
 
@@ -24,6 +25,13 @@ def test_the_mnist_recipes_are_the_papers() -> None:
         assert (recipe.optim.epochs, recipe.optim.milestones) == (150, (50, 100))
         assert (recipe.optim.lr, recipe.optim.weight_decay) == (1e-3, 0.5e-6)
         assert (recipe.data.batch_nominal, recipe.data.batch_oe) == (128, 128)
+    assert (load("mnist").data.oe, load("mnist").data.oe_transpose) == ("emnist", True)
+
+
+def test_every_set_that_a_shipped_recipe_names_has_a_converter() -> None:
+    for name in recipe_names():
+        data = load(name).data
+        assert {data.nominal, data.oe} <= set(converter_names())
 
 
 def test_overrides_reach_every_field(recipe: Recipe) -> None:

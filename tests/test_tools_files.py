@@ -1,0 +1,271 @@
+"""Converters of image files: what they list, in place and in order, and what they refuse."""
+
+import io
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.io
+import torchvision
+from PIL import Image
+
+from fastad.errors import FastadError
+from fastad.manifest import FileRange, Sample
+from fastad.shard import convert
+from fastad_tools import folder, imagenet1k, imagenet22k, imagenet30, mvtec
+from fastad_tools._files import sample_keys
+from fastad_tools._tar import tar_files
+
+WNIDS = ("n01440764", "n02119789", "n12267677")
+
+
+def jpeg(seed: int) -> bytes:
+    buffer = io.BytesIO()
+    pixels = np.random.default_rng(seed).integers(0, 256, (40, 50, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+def write(path: Path, data: bytes) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+    return path
+
+
+def write_tar(path: Path, members: dict[str, bytes], form: int = tarfile.USTAR_FORMAT) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w", format=form) as tar:
+        for name, data in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return path
+
+
+def bytes_of(sample: Sample) -> bytes:
+    if isinstance(sample.pixels, FileRange):
+        with open(sample.pixels.path, "rb") as file:
+            file.seek(sample.pixels.offset)
+            return file.read(sample.pixels.size)
+    assert isinstance(sample.pixels, Path)
+    return sample.pixels.read_bytes()
+
+
+def listed(samples: Iterator[Sample]) -> dict[str, tuple[str | None, str, bytes]]:
+    found = list(samples)
+    keys = [sample.key for sample in found]
+    assert len(set(keys)) == len(keys)
+    return {sample.key: (sample.class_name, sample.split, bytes_of(sample)) for sample in found}
+
+
+def synset_images(wnid: str) -> dict[str, bytes]:
+    return {f"{wnid}_{index}.JPEG": jpeg(hash((int(wnid[1:]), index)) % 1000) for index in range(3)}
+
+
+def test_folder_lists_what_torchvision_lists(tmp_path: Path) -> None:
+    for name in ("b c", "a"):
+        for index, suffix in enumerate(("jpg", "PNG", "tiff")):
+            write(tmp_path / name / f"{index}.{suffix}", jpeg(index))
+        write(tmp_path / name / "deep" / "more.jpeg", jpeg(9))
+        write(tmp_path / name / "._0.jpg", b"AppleDouble")
+        write(tmp_path / name / "notes.txt", b"")
+    found = list(folder.samples(tmp_path))
+    expected = torchvision.datasets.ImageFolder(
+        str(tmp_path), is_valid_file=lambda path: not Path(path).name.startswith(".") and not path.endswith("txt")
+    )
+    classes = sorted({sample.class_name or "" for sample in found})
+    assert classes == expected.classes
+    assert {(str(sample.pixels), classes.index(sample.class_name or "")) for sample in found} == set(expected.samples)
+    assert {sample.split for sample in found} == {"train"}
+
+
+def test_folder_takes_splits_and_a_flat_directory(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        write(tmp_path / "split" / split / "cat" / "1.jpg", jpeg(1))
+    found = listed(folder.samples(tmp_path / "split"))
+    assert {key: value[:2] for key, value in found.items()} == {
+        "train/cat/1": ("cat", "train"),
+        "test/cat/1": ("cat", "test"),
+    }
+    write(tmp_path / "flat" / "x.webp", jpeg(2))
+    assert listed(folder.samples(tmp_path / "flat"))["nominal/x"][:2] == ("nominal", "train")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FastadError, match="no images in .*empty: expected"):
+        list(folder.samples(tmp_path / "empty"))
+
+
+def test_keys_tell_files_apart_whatever_their_names() -> None:
+    names = [
+        "a/x.jpg",
+        "a/x.png",
+        "a/b c.jpg",
+        "a/b_c.jpg",
+        f"a/{'long' * 40}1.jpg",
+        f"a/{'long' * 40}2.jpg",
+        "ä/x.jpg",
+    ]
+    keys = sample_keys(names)
+    assert len(set(keys)) == len(names)
+    assert all(len(key) <= 90 and key.replace("/", "").replace("-", "").replace("_", "").isalnum() for key in keys)
+    assert all(key.isascii() for key in keys)
+    assert keys[3] == "a/b_c"
+    assert sample_keys(names) == keys
+
+
+def test_a_folder_of_photographs_becomes_shards(tmp_path: Path) -> None:
+    for index in range(6):
+        write(tmp_path / "raw" / "train" / "ab"[index % 2] / f"{index}.jpg", jpeg(index))
+    manifest = convert("folder", tmp_path / "raw", tmp_path / "shards", workers=1)
+    assert manifest is not None
+    assert manifest.classes == ("a", "b")
+    assert len(manifest.key) == 6
+
+
+@pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_tars_are_read_in_place_also_with_long_names(form: int, tmp_path: Path) -> None:
+    long = "/".join(["folder" * 4] * 5) + "/image.JPEG"
+    members = {"a.JPEG": jpeg(1), long: jpeg(2), "empty.JPEG": b""}
+    tar = write_tar(tmp_path / "x.tar", members, form)
+    for name, place in tar_files(tar).items():
+        assert bytes_of(Sample("key", place, None, "train")) == members[name]
+    assert set(tar_files(tar)) == set(members)
+
+
+@pytest.mark.parametrize("cut", [300, 700, -6_000])
+def test_a_truncated_tar_is_named(cut: int, tmp_path: Path) -> None:
+    tar = write_tar(tmp_path / "n01440764.tar", synset_images("n01440764"))
+    tar.write_bytes(tar.read_bytes().rstrip(b"\0")[:cut])
+    with pytest.raises(FastadError, match=r"n01440764\.tar is not a whole tar"):
+        list(imagenet22k.samples(tmp_path))
+
+
+def imagenet(form: str, root: Path) -> Path:
+    """The same three synsets as folders, tars, or tars in one tar."""
+    if form == "folders":
+        for wnid in WNIDS:
+            for name, data in synset_images(wnid).items():
+                write(root / wnid / name, data)
+        return root
+    tars = {f"{wnid}.tar": write_tar(root / f"{wnid}.tar", synset_images(wnid)) for wnid in WNIDS}
+    if form == "tars":
+        return root
+    return write_tar(root / "whole" / "fall11_whole.tar", {name: path.read_bytes() for name, path in tars.items()})
+
+
+@pytest.mark.parametrize("form", ["folders", "tars", "tar of tars"])
+def test_imagenet22k_is_the_same_however_it_is_packed(form: str, tmp_path: Path) -> None:
+    expected = {
+        f"{wnid}/{name.removesuffix('.JPEG')}": (wnid, "train", data)
+        for wnid in WNIDS
+        for name, data in synset_images(wnid).items()
+    }
+    assert listed(imagenet22k.samples(imagenet(form, tmp_path))) == expected
+
+
+def test_what_holds_no_synsets_or_cannot_be_read_in_place_is_said(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FastadError, match="no synsets in .*empty"):
+        list(imagenet22k.samples(tmp_path / "empty"))
+    write(tmp_path / "packed" / "n01440764.tar.gz", b"\x1f\x8b" + bytes(600))
+    with pytest.raises(FastadError, match="gzipped, and cannot be read in place: gunzip it first"):
+        list(imagenet22k.samples(tmp_path / "packed"))
+
+
+def write_devkit(raw: Path, wnids: tuple[str, ...], labels: list[int]) -> None:
+    table = np.array(
+        [(index, wnid, 0) for index, wnid in enumerate(wnids, start=1)],
+        dtype=[("ILSVRC2012_ID", "O"), ("WNID", "O"), ("num_children", "O")],
+    )
+    data = raw / "ILSVRC2012_devkit_t12" / "data"
+    data.mkdir(parents=True)
+    scipy.io.savemat(data / "meta.mat", {"synsets": table})
+    (data / "ILSVRC2012_validation_ground_truth.txt").write_text("".join(f"{label}\n" for label in labels))
+
+
+@pytest.mark.parametrize("form", ["folders", "flat", "flat tar"])
+def test_imagenet1k_labels_its_validation_images(form: str, tmp_path: Path) -> None:
+    labels = [2, 1, 3, 1]
+    names = [f"ILSVRC2012_val_{number:08d}.JPEG" for number in range(1, 5)]
+    images = {name: jpeg(100 + number) for number, name in enumerate(names)}
+    imagenet("folders", tmp_path / "train")
+    if form == "folders":
+        for name, label in zip(names, labels, strict=True):
+            write(tmp_path / "val" / WNIDS[label - 1] / name, images[name])
+    elif form == "flat":
+        for name in names:
+            write(tmp_path / "val" / name, images[name])
+    else:
+        write_tar(tmp_path / "ILSVRC2012_img_val.tar", images)
+    if form != "folders":
+        with pytest.raises(FastadError, match=r"is flat.*no .*ground_truth\.txt: add the devkit"):
+            list(imagenet1k.samples(tmp_path))
+        write_devkit(tmp_path, WNIDS, labels)
+    found = listed(imagenet1k.samples(tmp_path))
+    assert sum(split == "train" for _, split, _ in found.values()) == 9
+    for name, label in zip(names, labels, strict=True):
+        wnid = WNIDS[label - 1]
+        assert found[f"test/{wnid}/{name.removesuffix('.JPEG')}"] == (wnid, "test", images[name])
+
+
+def test_imagenet1k_train_may_be_a_tar_of_tars_and_stand_alone(tmp_path: Path) -> None:
+    whole = imagenet("tar of tars", tmp_path / "parts")
+    (tmp_path / "raw").mkdir()
+    whole.rename(tmp_path / "raw" / "ILSVRC2012_img_train.tar")
+    assert {value[0] for value in listed(imagenet1k.samples(tmp_path / "raw")).values()} == set(WNIDS)
+    (tmp_path / "none").mkdir()
+    with pytest.raises(FastadError, match="no ImageNet-1K in .*none: it should hold train/"):
+        list(imagenet1k.samples(tmp_path / "none"))
+
+
+def test_labels_that_do_not_fit_are_said(tmp_path: Path) -> None:
+    write(tmp_path / "val" / "ILSVRC2012_val_00000001.JPEG", jpeg(1))
+    write_devkit(tmp_path, WNIDS, [1, 2])
+    with pytest.raises(FastadError, match="holds 1 images, .* 2 labels"):
+        list(imagenet1k.samples(tmp_path))
+
+
+def test_imagenet30_is_the_benchmarks_release_without_its_stray_file(tmp_path: Path) -> None:
+    assert list(imagenet30.CLASSES) == sorted(imagenet30.CLASSES)
+    assert len(set(imagenet30.WNIDS.values())) == 30
+    for split in ("train", "test"):
+        for number, name in enumerate(imagenet30.CLASSES):
+            write(tmp_path / f"one_class_{split}" / name / "images" / "0.JPEG", jpeg(number))
+    write(tmp_path / "one_class_train" / "airliner" / "._1.JPEG", b"AppleDouble")
+    found = listed(imagenet30.samples(tmp_path))
+    assert len(found) == 60
+    assert found["test/volcano/images/0"] == ("volcano", "test", jpeg(29))
+    (tmp_path / "one_class_test" / "acorn").rename(tmp_path / "elsewhere")
+    with pytest.raises(FastadError, match="no .*one_class_test/acorn: .* should hold all 30 classes"):
+        list(imagenet30.samples(tmp_path))
+
+
+def test_imagenet30_is_also_a_part_of_an_imagenet1k_tree(tmp_path: Path) -> None:
+    for number, wnid in enumerate((*imagenet30.WNIDS.values(), "n01440764")):
+        write(tmp_path / "train" / wnid / f"{wnid}_1.JPEG", jpeg(number))
+        write(tmp_path / "val" / wnid / f"ILSVRC2012_val_{number:08d}.JPEG", jpeg(number))
+    found = listed(imagenet30.samples(tmp_path))
+    assert len(found) == 60
+    assert {value[0] for value in found.values()} == set(imagenet30.CLASSES)
+    assert found["train/n12267677/n12267677_1"] == ("acorn", "train", jpeg(0))
+    (tmp_path / "train" / "n12267677" / "n12267677_1.JPEG").rename(tmp_path / "x.JPEG")
+    (tmp_path / "train" / "n12267677").rmdir()
+    with pytest.raises(FastadError, match="lacks 1 of the 30 synsets in train, such as n12267677"):
+        list(imagenet30.samples(tmp_path))
+
+
+@pytest.mark.parametrize("category_only", [False, True])
+def test_mvtec_keeps_defects_apart_and_masks_beside_their_images(category_only: bool, tmp_path: Path) -> None:
+    for place in ("train/good/000", "test/good/000", "test/hole/000", "ground_truth/hole/000_mask"):
+        write(tmp_path / "mvtec" / "carpet" / f"{place}.png", jpeg(len(place)))
+    raw = tmp_path / "mvtec" / "carpet" if category_only else tmp_path / "mvtec"
+    found = {key: value[:2] for key, value in listed(mvtec.samples(raw)).items()}
+    assert found == {
+        "carpet/train/good/000": ("carpet/good", "train"),
+        "carpet/test/good/000": ("carpet/good", "test"),
+        "carpet/test/hole/000": ("carpet/hole", "test"),
+        "carpet/test/hole/000_mask": ("carpet/hole", "masks"),
+    }
+    with pytest.raises(FastadError, match="no MVTec AD in "):
+        list(mvtec.samples(tmp_path))

@@ -1,0 +1,38 @@
+"""Your own images: a folder for each class, or one folder of images that are all nominal.
+
+Expected in the raw folder, JPEG, PNG, WebP, BMP and TIFF mixed as they come (other and hidden files are left out):
+    train/<class>/**/*.jpg   test/<class>/**/*.jpg   (or val/)      each becomes a split
+    <class>/**/*.jpg                                                all in the split "train"
+    *.jpg                                                           class "nominal", split "train"
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from fastad.errors import FastadError
+from fastad.manifest import Sample
+from fastad_tools._files import images, sample_keys, subfolders
+
+SOURCE = "a folder of images"
+LICENCE = "that of the images"
+
+SPLITS = ("train", "val", "test")
+
+
+def samples(raw: Path) -> Iterator[Sample]:
+    if not raw.is_dir():
+        raise FastadError(f"{raw} is not a folder: give the folder that holds the images or their classes")
+    splits = {name: raw / name for name in SPLITS if (raw / name).is_dir()} or {"train": raw}
+    empty = True
+    for split, folder in splits.items():
+        prefix = f"{split}/" if len(splits) > 1 else ""
+        for class_name, place in {path.name: path for path in subfolders(folder)}.items() or [("nominal", folder)]:
+            found = images(place)
+            keys = sample_keys([f"{prefix}{class_name}/{name}" for name in found])
+            for key, path in zip(keys, found.values(), strict=True):
+                empty = False
+                yield Sample(key, path, class_name, split)
+    if empty:
+        raise FastadError(
+            f"no images in {raw}: expected <class>/*.jpg, train/<class>/*.jpg or *.jpg (also PNG, TIFF …)"
+        )

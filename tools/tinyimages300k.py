@@ -1,0 +1,37 @@
+"""The 300K random images: 300,000 pictures from the web, 32×32 colour, no labels (Hendrycks et al. 2019; 922 MB).
+
+The part of 80 Million Tiny Images that the authors of Outlier Exposure published as its substitute: pictures of CIFAR,
+Places or LSUN classes, and those with divisive metadata, were taken out.
+
+Expected as raw data: `300K_random_images.npy` (uint8 [N, 32, 32, 3]), or the folder that holds it, from
+https://github.com/hendrycks/outlier-exposure
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from fastad.errors import FastadError
+from fastad.manifest import Sample
+
+SOURCE = "300K Random Images (Hendrycks, Mazeika and Dietterich 2019), https://github.com/hendrycks/outlier-exposure"
+LICENCE = "not stated by its authors"
+
+FILE = "300K_random_images.npy"
+
+
+def samples(raw: Path) -> Iterator[Sample]:
+    path = raw / FILE if raw.is_dir() else raw
+    if not path.is_file():
+        raise FastadError(f"no {path}: give {FILE} or the folder that holds it")
+    try:
+        images = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, EOFError, OSError) as error:
+        raise FastadError(f"{path} is not a whole .npy file ({error}): fetch {FILE} again") from error
+    if not isinstance(images, np.ndarray) or images.dtype != np.uint8 or images.shape[1:] != (32, 32, 3):
+        found = f"{images.dtype} {images.shape}" if isinstance(images, np.ndarray) else "several arrays"
+        raise FastadError(f"{path} holds {found}, not uint8 (N, 32, 32, 3): give {FILE}")
+    # As a plain array: slicing a memmap costs several times as much.
+    for index, image in enumerate(np.asarray(images)):
+        yield Sample(f"train-{index:06d}", image, None, "train")
