@@ -20,7 +20,7 @@ from fastad.errors import FastadError
 from fastad.manifest import Sample
 from fastad_tools import cifar10, cifar100, emnist, tinyimages, tinyimages300k
 
-LOOKALIKES_TXT = Path("/work/shared/data/80mn_cifar_idxs.txt")
+LOOKALIKES_TXT = Path(__file__).resolve().parents[2] / "shared" / "data" / "80mn_cifar_idxs.txt"
 
 
 def split_of(samples: list[Sample], split: str) -> list[Sample]:
