@@ -1,19 +1,19 @@
 """ImageNet-1K (ILSVRC 2012): 1,281,167 train images of 1,000 synsets (138 GB), and 50,000 validation images (6.7 GB).
 
 Classes are WordNet ids; the validation images are the split "test". The raw folder holds one or both of
-    train   train/n01440764/*.JPEG, or train/n01440764.tar …, or ILSVRC2012_img_train.tar (tars are not unpacked)
-    val     val/n01440764/*.JPEG, or flat: val/ILSVRC2012_val_00000001.JPEG …, or ILSVRC2012_img_val.tar
-and for flat validation images the devkit with their labels: ILSVRC2012_devkit_t12/data/meta.mat and
-ILSVRC2012_validation_ground_truth.txt. Where there are a folder and a tar, the folder is read.
+    train  train/n01440764/*.JPEG …, or train/n01440764.tar …, or ILSVRC2012_img_train.tar (tars are never unpacked)
+    val    val/n01440764/*.JPEG …, or flat: val/ILSVRC2012_val_00000001.JPEG …, or ILSVRC2012_img_val.tar
+and, for the labels of flat validation images, the devkit: ILSVRC2012_devkit_t12/ or ILSVRC2012_devkit_t12.tar.gz.
+Where there is a folder and a tar of the same images, the folder is read.
 """
 
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Container, Iterator
 from pathlib import Path
-
-import scipy.io
 
 from fastad.errors import FastadError
 from fastad.manifest import FileRange, Sample
+from fastad_tools._devkit import validation_wnids
 from fastad_tools._files import images, is_image, subfolders
 from fastad_tools._imagenet import Places, synset_samples, synsets
 from fastad_tools._tar import tar_files
@@ -21,49 +21,46 @@ from fastad_tools._tar import tar_files
 SOURCE = "ImageNet Large Scale Visual Recognition Challenge 2012 (Russakovsky et al. 2015), https://image-net.org"
 LICENCE = "ImageNet terms of access: non-commercial research and education; the images are their owners'"
 
-DEVKIT = Path("ILSVRC2012_devkit_t12") / "data"
+_VAL_NAME = re.compile(r"(?:.*/)?(ILSVRC2012_val_(\d{8})\.JPEG)")
 
 
 def samples(raw: Path) -> Iterator[Sample]:
-    found = sources(raw)
-    for split, synsets_of_split in found.items():
-        yield from synset_samples(synsets_of_split, split, f"{split}/" if len(found) > 1 else "")
+    yield from synsets_of(raw)
 
 
-def sources(raw: Path) -> dict[str, Mapping[str, Path | FileRange | Places]]:
-    """Where the images of each synset are, for the splits that are there."""
-    train, val = (_first(raw, name) for name in ("train", "val"))
+def synsets_of(raw: Path, only: Container[str] | None = None) -> Iterator[Sample]:
+    """The samples of an ImageNet-1K tree, or of the wanted synsets of it: the others are not looked into."""
+    train, val = _folder_or_tar(raw, "train"), _folder_or_tar(raw, "val")
     if train is None and val is None:
-        raise FastadError(f"no ImageNet-1K in {raw}: it should hold train/, val/ or ILSVRC2012_img_train.tar, _val.tar")
-    found: dict[str, Mapping[str, Path | FileRange | Places]] = {}
-    if train is not None:
-        found["train"] = synsets(train)
-    if val is not None:
-        found["test"] = synsets(val) if val.is_dir() and subfolders(val) else _flat(raw, val)
-    return found
+        raise FastadError(f"no ImageNet-1K in {raw}: it should hold train/ or val/, or the tars of them")
+    sources = {"train": {} if train is None else synsets(train), "test": {} if val is None else _validation(raw, val)}
+    for split, found in sources.items():
+        kept = {wnid: source for wnid, source in found.items() if only is None or wnid in only}
+        yield from synset_samples(kept, split, f"{split}/")
 
 
-def _first(raw: Path, name: str) -> Path | None:
-    places = (raw / name, raw / f"ILSVRC2012_img_{name}", raw / f"ILSVRC2012_img_{name}.tar")
-    return next((place for place in places if place.exists()), None)
+def _folder_or_tar(raw: Path, part: str) -> Path | None:
+    tar = raw / f"ILSVRC2012_img_{part}.tar"
+    return raw / part if (raw / part).is_dir() else tar if tar.is_file() else None
 
 
-def _flat(raw: Path, val: Path) -> dict[str, Places]:
-    """The validation images by synset: the n-th image in the order of names has the n-th label of the devkit."""
-    found = images(val) if val.is_dir() else {n: place for n, place in tar_files(val).items() if is_image(n)}
-    truth, meta = raw / DEVKIT / "ILSVRC2012_validation_ground_truth.txt", raw / DEVKIT / "meta.mat"
-    for path in (truth, meta):
-        if not path.is_file():
-            raise FastadError(f"{val} is flat, so its labels are needed, but there is no {path}: add the devkit")
-    try:
-        table = scipy.io.loadmat(meta, squeeze_me=True, variable_names=["synsets"])["synsets"]
-        wnid_of = {int(row["ILSVRC2012_ID"]): str(row["WNID"]) for row in table}
-        labels = [wnid_of[int(line)] for line in truth.read_text().split()]
-    except (ValueError, KeyError, TypeError, OSError) as error:
-        raise FastadError(f"{raw / DEVKIT} is not the devkit of ILSVRC 2012 ({error}): fetch it again") from error
-    if len(labels) != len(found):
-        raise FastadError(f"{val} holds {len(found):,} images, {truth} {len(labels):,} labels: fetch them again")
-    by_synset: dict[str, dict[str, Path | FileRange]] = {}
-    for (name, place), wnid in zip(found.items(), labels, strict=True):
-        by_synset.setdefault(wnid, {})[name] = place
-    return dict(by_synset)
+def _validation(raw: Path, place: Path) -> dict[str, Path | FileRange | Places]:
+    """The validation images by synset; flat ones by the devkit's labels, each by the number in its name."""
+    if place.is_dir() and subfolders(place):
+        return dict(synsets(place))
+    flat: Places = images(place) if place.is_dir() else tar_files(place)
+    wnids = validation_wnids(raw)
+    found: dict[str, dict[str, Path | FileRange]] = {}
+    for name, image in flat.items():
+        if not is_image(name):
+            continue
+        match = _VAL_NAME.fullmatch(name)
+        if match is None or not 0 < int(match[2]) <= len(wnids):
+            raise FastadError(
+                f"{place} holds {name}, for which the devkit has no label: "
+                f"names should be ILSVRC2012_val_00000001.JPEG to {len(wnids):08d}"
+            )
+        found.setdefault(wnids[int(match[2]) - 1], {})[match[1]] = image
+    if not found:
+        raise FastadError(f"no images in {place}: it should hold ILSVRC2012_val_00000001.JPEG …")
+    return dict(found)

@@ -1,9 +1,10 @@
-"""ImageNet-30: 30 classes of ImageNet-1K, 39,000 train and 3,000 test images (Hendrycks et al. 2019b).
+"""ImageNet-30: 30 classes of ImageNet-1K, 1,300 train and 100 test images each (Hendrycks et al. 2019; about 5 GB).
 
-Expected in the raw folder, one of
-    one_class_train/acorn/**/*.JPEG … and one_class_test/acorn/**/*.JPEG …     (the benchmark's own release)
-    an ImageNet-1K tree as `imagenet1k` takes it, of which the 30 synsets are taken; its "test" is their validation part
-The release's stray `airliner/._1.JPEG` is hidden, and left out as all hidden files are.
+Expected in the raw folder, the benchmark's own release, in which images may lie deeper than shown:
+    one_class_train/acorn/*.JPEG   …   one_class_train/volcano/*.JPEG
+    one_class_test/acorn/*.JPEG    …   one_class_test/volcano/*.JPEG
+or ImageNet-1K as `imagenet1k` takes it, train and val, of which the 30 synsets are read: then there are 50 test images
+a class, and they are not those of the release. The release's stray `airliner/._1.JPEG` is no image, and left out.
 """
 
 from collections.abc import Iterator
@@ -13,45 +14,48 @@ from pathlib import Path
 from fastad.errors import FastadError
 from fastad.manifest import Sample
 from fastad_tools._files import images, sample_keys
-from fastad_tools._imagenet import synset_samples
-from fastad_tools.imagenet1k import sources
+from fastad_tools.imagenet1k import synsets_of
 
-SOURCE = "ImageNet-30, 30 classes of ImageNet-1K (Hendrycks, Mazeika, Kadavath and Song 2019)"
+SOURCE = "ImageNet-30 (Hendrycks, Mazeika, Kadavath and Song 2019), classes of ImageNet-1K"
 LICENCE = "ImageNet terms of access: non-commercial research and education; the images are their owners'"
 
-WNIDS = {
-    **{"acorn": "n12267677", "airliner": "n02690373", "ambulance": "n02701002", "american_alligator": "n01698640"},
-    **{"banjo": "n02787622", "barn": "n02793495", "bikini": "n02837789", "digital_clock": "n03196217"},
-    **{"dragonfly": "n02268443", "dumbbell": "n03255030", "forklift": "n03384352", "goblet": "n03443371"},
-    **{"grand_piano": "n03452741", "hotdog": "n07697537", "hourglass": "n03544143", "manhole_cover": "n03717622"},
-    **{"mosque": "n03788195", "nail": "n03804744", "parking_meter": "n03891332", "pillow": "n03938244"},
-    **{"revolver": "n04086273", "rotary_dial_telephone": "n03187595", "schooner": "n04147183"},
-    **{"snowmobile": "n04252077", "soccer_ball": "n04254680", "stingray": "n01498041", "strawberry": "n07745940"},
-    **{"tank": "n04389033", "toaster": "n04442312", "volcano": "n09472597"},
+CLASS_OF = {
+    **{"n12267677": "acorn", "n02690373": "airliner", "n02701002": "ambulance", "n01698640": "american_alligator"},
+    **{"n02787622": "banjo", "n02793495": "barn", "n02837789": "bikini", "n03196217": "digital_clock"},
+    **{"n02268443": "dragonfly", "n03255030": "dumbbell", "n03384352": "forklift", "n03443371": "goblet"},
+    **{"n03452741": "grand_piano", "n07697537": "hotdog", "n03544143": "hourglass", "n03717622": "manhole_cover"},
+    **{"n03788195": "mosque", "n03804744": "nail", "n03891332": "parking_meter", "n03938244": "pillow"},
+    **{"n04086273": "revolver", "n03187595": "rotary_dial_telephone", "n04147183": "schooner"},
+    **{"n04252077": "snowmobile", "n04254680": "soccer_ball", "n01498041": "stingray", "n07745940": "strawberry"},
+    **{"n04389033": "tank", "n04442312": "toaster", "n09472597": "volcano"},
 }
-CLASSES = tuple(WNIDS)
+CLASSES = tuple(CLASS_OF.values())
+
+RELEASE_FOLDERS = {"train": "one_class_train", "test": "one_class_test"}
 
 
 def samples(raw: Path) -> Iterator[Sample]:
-    folders = {split: raw / f"one_class_{split}" for split in ("train", "test")}
-    if not any(folder.is_dir() for folder in folders.values()):
-        yield from _of_imagenet1k(raw)
-        return
-    for split, folder in folders.items():
+    missing = {(split, name) for split in RELEASE_FOLDERS for name in CLASSES}
+    released = any((raw / folder).is_dir() for folder in RELEASE_FOLDERS.values())
+    for sample in _of_release(raw) if released else _of_imagenet1k(raw):
+        missing.discard((sample.split, str(sample.class_name)))
+        yield sample
+    if missing:
+        split, name = min(missing)
+        raise FastadError(f"{raw} holds no {split} images of {name}: ImageNet-30 needs train and test images of all 30")
+
+
+def _of_release(raw: Path) -> Iterator[Sample]:
+    for split, folder in RELEASE_FOLDERS.items():
         for name in CLASSES:
-            if not (folder / name).is_dir():
-                raise FastadError(f"no {folder / name}: {raw} should hold all 30 classes for train and test")
-            found = images(folder / name)
+            if not (raw / folder / name).is_dir():
+                raise FastadError(f"no folder {raw / folder / name}: give the folder that holds the whole release")
+            found = images(raw / folder / name)
             keys = sample_keys([f"{split}/{name}/{path}" for path in found])
             for key, path in zip(keys, found.values(), strict=True):
                 yield Sample(key, path, name, split)
 
 
 def _of_imagenet1k(raw: Path) -> Iterator[Sample]:
-    names = {wnid: name for name, wnid in WNIDS.items()}
-    for split, places in sources(raw).items():
-        if missing := sorted(set(names) - set(places)):
-            raise FastadError(f"{raw} lacks {len(missing)} of the 30 synsets in {split}, such as {missing[0]}")
-        wanted = {wnid: places[wnid] for wnid in names}
-        for sample in synset_samples(wanted, split, f"{split}/"):
-            yield replace(sample, class_name=names[sample.class_name or ""])
+    for sample in synsets_of(raw, CLASS_OF):
+        yield replace(sample, class_name=CLASS_OF[str(sample.class_name)])
