@@ -281,3 +281,65 @@ def test_mvtec_keeps_defects_apart_and_masks_beside_their_images(category_only: 
     }
     with pytest.raises(FastadError, match="no MVTec AD in "):
         list(mvtec.samples(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("paths", "match"),
+    [
+        (("cat/1.jpg", "loose.jpg"), r"holds loose\.jpg beside cat/: put it in a class's folder"),
+        (("train/1.jpg", "plane/1.jpg"), r"holds plane/1\.jpg beside train/: put it in a split's folder"),
+        (("train/1.jpg", "test/2.jpg"), r"test holds 2\.jpg without a class: put it in a class's folder"),
+    ],
+)
+def test_folder_refuses_to_leave_images_out_or_to_guess_their_class(
+    paths: tuple[str, ...], match: str, tmp_path: Path
+) -> None:
+    for path in paths:
+        write(tmp_path / path, jpeg(1))
+    with pytest.raises(FastadError, match=match):
+        list(folder.samples(tmp_path))
+
+
+def test_a_flat_folder_may_hold_folders_without_images(tmp_path: Path) -> None:
+    write(tmp_path / "1.jpg", jpeg(1))
+    write(tmp_path / "notes" / "read.txt", b"")
+    assert set(listed(folder.samples(tmp_path))) == {"nominal/1"}
+
+
+def mvtec_category(raw: Path, defect: str) -> Path:
+    for place in ("train/good/000", "test/good/000", f"test/{defect}/000", f"ground_truth/{defect}/000_mask"):
+        write(raw / f"{place}.png", jpeg(len(place)))
+    return raw
+
+
+def test_mvtec_masks_follow_their_images_whatever_the_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for defect in ("a hole", "x" * 90):
+        monkeypatch.chdir(mvtec_category(tmp_path / defect[0] / "carpet", defect))
+        found = {key: value[:2] for key, value in listed(mvtec.samples(Path())).items()}
+        (mask,) = (key for key in found if found[key][1] == "masks")
+        assert found[mask.removesuffix("_mask")] == (f"carpet/{defect}", "test")
+        assert len(mask) <= 90
+
+
+def test_mvtec_that_is_not_whole_is_said(tmp_path: Path) -> None:
+    carpet = mvtec_category(tmp_path / "carpet", "hole")
+    write(carpet / "test" / "hole" / "001.png", jpeg(1))
+    with pytest.raises(FastadError, match=r"hole/001\.png has no mask: extract .*carpet again"):
+        list(mvtec.samples(tmp_path))
+    (carpet / "test" / "hole" / "001.png").rename(carpet / "ground_truth" / "hole" / "002_mask.png")
+    with pytest.raises(FastadError, match=r"002_mask\.png masks no test image: extract .*carpet again"):
+        list(mvtec.samples(tmp_path))
+    write(tmp_path / "tile" / "test" / "good" / "000.png", jpeg(1))
+    (carpet / "ground_truth" / "hole" / "002_mask.png").unlink()
+    with pytest.raises(FastadError, match="no .*tile/train/good: extract that category again"):
+        list(mvtec.samples(tmp_path))
+
+
+@pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_a_tar_cut_at_any_block_is_refused(form: int, tmp_path: Path) -> None:
+    """Also where a member ends, which the standard library takes for the end of the archive."""
+    data = write_tar(tmp_path / "x.tar", {"a.JPEG": b"a" * 600, f"{'b' * 80}/{'b' * 80}.JPEG": b"b"}, form).read_bytes()
+    for blocks in range(len(data.rstrip(b"\0")) // 512 + 1):
+        (tmp_path / "cut.tar").write_bytes(data[: 512 * blocks])
+        with pytest.raises(FastadError, match=r"cut\.tar is not a whole tar"):
+            tar_files(tmp_path / "cut.tar")

@@ -22,12 +22,15 @@ SPLITS = ("train", "val", "test")
 def samples(raw: Path) -> Iterator[Sample]:
     if not raw.is_dir():
         raise FastadError(f"{raw} is not a folder: give the folder that holds the images or their classes")
-    splits = {name: raw / name for name in SPLITS if (raw / name).is_dir()} or {"train": raw}
+    splits = {name: raw / name for name in SPLITS if (raw / name).is_dir()}
+    if splits and (beside := next((name for name in images(raw) if name.split("/")[0] not in splits), None)):
+        raise FastadError(
+            f"{raw} holds {beside} beside {next(iter(splits))}/: put it in a split's folder, or move it away"
+        )
     empty = True
-    for split, folder in splits.items():
+    for split, folder in (splits or {"train": raw}).items():
         prefix = f"{split}/" if len(splits) > 1 else ""
-        for class_name, place in {path.name: path for path in subfolders(folder)}.items() or [("nominal", folder)]:
-            found = images(place)
+        for class_name, found in _classes(folder, split):
             keys = sample_keys([f"{prefix}{class_name}/{name}" for name in found])
             for key, path in zip(keys, found.values(), strict=True):
                 empty = False
@@ -36,3 +39,13 @@ def samples(raw: Path) -> Iterator[Sample]:
         raise FastadError(
             f"no images in {raw}: expected <class>/*.jpg, train/<class>/*.jpg or *.jpg (also PNG, TIFF …)"
         )
+
+
+def _classes(folder: Path, split: str) -> Iterator[tuple[str, dict[str, Path]]]:
+    """The images of each class folder by their paths in it, or, where there are none, those of a flat folder."""
+    classes = [(path.name, found) for path in subfolders(folder) if (found := images(path))]
+    loose = {name: path for name, path in images(folder).items() if "/" not in name}
+    if loose and (classes or split != "train"):
+        beside = f"beside {classes[0][0]}/" if classes else "without a class"
+        raise FastadError(f"{folder} holds {next(iter(loose))} {beside}: put it in a class's folder, or move it away")
+    return iter(classes or [("nominal", loose)])

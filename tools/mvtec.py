@@ -13,26 +13,40 @@ from pathlib import Path
 
 from fastad.errors import FastadError
 from fastad.manifest import Sample
-from fastad_tools._files import images, sample_keys, subfolders
+from fastad_tools._files import LONGEST_KEY, images, sample_keys, subfolders
 
 SOURCE = "MVTec AD (Bergmann, Fauser, Sattlegger and Steger 2019)"
 LICENCE = "CC BY-NC-SA 4.0"
 
-# Split → its folder in a category, and the name of its part of a key: masks share that of their images.
-PARTS = {"train": ("train", "train"), "test": ("test", "test"), "masks": ("ground_truth", "test")}
+MASK = "_mask"
 
 
 def samples(raw: Path) -> Iterator[Sample]:
     if not raw.is_dir():
         raise FastadError(f"{raw} is not a folder: give the root of MVTec AD or one category's folder")
     categories = [raw] if (raw / "train" / "good").is_dir() else subfolders(raw)
-    categories = [category for category in categories if (category / "train" / "good").is_dir()]
-    if not categories:
+    if not any((category / "train" / "good").is_dir() for category in categories):
         raise FastadError(f"no MVTec AD in {raw}: it should hold bottle/train/good/ …, or train/good/ itself")
     for category in categories:
-        for split, (folder, part) in PARTS.items():
-            for defect in subfolders(category / folder) if (category / folder).is_dir() else []:
-                found = images(defect)
-                keys = sample_keys([f"{category.name}/{part}/{defect.name}/{name}" for name in found])
-                for key, path in zip(keys, found.values(), strict=True):
-                    yield Sample(key, path, f"{category.name}/{defect.name}", split)
+        if not (category / "train" / "good").is_dir():
+            raise FastadError(f"no {category}/train/good: extract that category again, or move its folder away")
+        yield from _of_category(category, category.resolve().name)
+
+
+def _of_category(folder: Path, category: str) -> Iterator[Sample]:
+    masks = images(folder / "ground_truth") if (folder / "ground_truth").is_dir() else {}
+    kept, without = [], None
+    for split in ("train", "test"):
+        for defect in subfolders(folder / split):
+            found, class_name = images(defect), f"{category}/{defect.name}"
+            keys = sample_keys([f"{category}/{split}/{defect.name}/{name}" for name in found], LONGEST_KEY - len(MASK))
+            for key, (name, path) in zip(keys, found.items(), strict=True):
+                yield Sample(key, path, class_name, split)
+                if split == "test" and (mask := masks.pop(f"{defect.name}/{Path(name).stem}{MASK}.png", None)):
+                    kept.append(Sample(f"{key}{MASK}", mask, class_name, "masks"))
+                elif split == "test" and defect.name != "good":
+                    without = path
+    if masks or (kept and without):
+        odd = f"{next(iter(masks.values()))} masks no test image" if masks else f"{without} has no mask"
+        raise FastadError(f"{odd}: extract {folder} again")
+    yield from kept
