@@ -4,7 +4,8 @@ Owns the order of samples, the cut into shards and the life of a conversion. Wha
 `fastad.listing`'s, what becomes of an image `fastad.encode`'s, what a finished set looks like `fastad.manifest`'s.
 
 A conversion has three stages, and each survives being killed:
-1. list: the converter's samples, in its order, become columns; arrays go into a spool in `<set>/.partial/`;
+1. list: the converter's samples, in its order, become columns; arrays go into a spool in `<set>/.partial/<part>/`,
+   which no other part touches, so that parts may start together;
 2. write: each shard's rows of the seeded permutation become one tar (temporary name, sync, rename, record);
 3. finish: columns and card, then `manifest.json`, whose presence means that the set is whole.
 Use: `convert("digits", raw=None, home=Path("shards"))`.
@@ -19,7 +20,7 @@ import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,7 +35,7 @@ from fastad.listing import Converter, Listing, find_converter, list_samples
 from fastad.manifest import COLUMNS, SCHEMA_VERSION, Manifest, Shard, open_set
 from fastad.progress import progress, say
 from fastad.seeds import generator
-from fastad.tar import BLOCK, END, index_text, member
+from fastad.tar import BLOCK, END, NPY_HEADER_BYTES, index_text, member
 
 PERMUTATION_SEED = 0
 SHARD_BYTES = 256 * 2**20
@@ -81,20 +82,23 @@ def convert_with(
     folder = home / converter.name
     shard_samples = shard_samples or SHARD_SAMPLES
     arguments = asdict(encoding) | {"shard_samples": shard_samples} | dict(options or {})
-    begun = (folder / ".partial" / "begun.json").is_file()
+    partial = folder / ".partial" / f"part-{part.index}-of-{part.count}"
+    begun = (partial / "begun.json").is_file()
     try:
-        listing = list_samples(converter, raw, options or {}, folder / ".partial")
+        listing = list_samples(converter, raw, options or {}, partial)
         identity = {"source_fingerprint": listing.fingerprint, "arguments": arguments}
         if (folder / "manifest.json").is_file():
+            _remove_traces(partial)
             return _finished(folder, identity)
-        _refuse_other("was begun with", folder / ".partial" / "begun.json", identity, folder)
+        for path in sorted((folder / ".partial").glob("*/begun.json")):
+            _refuse_other("was begun with", path, identity, folder)
         cuts = _cut(listing, shard_samples)
         _refuse_small_disk(folder, listing, [cut for cut in cuts if not _record(folder, cut).is_file()])
     except BaseException:
         if not begun:
-            _remove_traces(folder)
+            _remove_traces(partial)
         raise
-    write_json(folder / ".partial" / "begun.json", identity)
+    write_json(partial / "begun.json", identity)
     mine = cuts[part.index - 1 :: part.count]
     _write_shards(folder, listing, mine, len(listing), encoding, max_bad, workers or len(os.sched_getaffinity(0)))
     if left := [cut.name for cut in cuts if not _record(folder, cut).is_file()]:
@@ -105,16 +109,13 @@ def convert_with(
 
 def _finished(folder: Path, identity: Mapping[str, Any]) -> Manifest:
     """The set that stands in the folder, if it is the one that source and arguments would give."""
-    shutil.rmtree(folder / ".partial")
     _refuse_other("is a conversion with", folder / "manifest.json", identity, folder)
     say(f"{folder} is complete already")
     return open_set(folder)
 
 
 def _refuse_other(what: str, path: Path, identity: Mapping[str, Any], folder: Path) -> None:
-    """Compares what a folder was made of with what is asked now."""
-    if not path.is_file():
-        return
+    """Compares what a folder was made of, as `path` records it, with what is asked now."""
     found = json.loads(path.read_bytes())
     for key, asked in identity["arguments"].items():
         if found["arguments"].get(key) != asked:
@@ -126,11 +127,12 @@ def _refuse_other(what: str, path: Path, identity: Mapping[str, Any], folder: Pa
         raise FastadError(f"{folder} {what} another source: choose another --out or remove it")
 
 
-def _remove_traces(folder: Path) -> None:
-    """Takes away what a conversion that could not even list its source left behind."""
-    shutil.rmtree(folder / ".partial", ignore_errors=True)
-    if folder.is_dir() and not any(folder.iterdir()):
-        folder.rmdir()
+def _remove_traces(partial: Path) -> None:
+    """Takes away what this part wrote, and the folders above it that hold nothing else."""
+    shutil.rmtree(partial, ignore_errors=True)
+    for folder in (partial.parent, partial.parent.parent):
+        with suppress(OSError):
+            folder.rmdir()
 
 
 class _Cut(NamedTuple):
@@ -148,13 +150,13 @@ def _cut(listing: Listing, shard_samples: int) -> list[_Cut]:
         rows = np.flatnonzero(listing.split == number)
         rows = rows[generator(PERMUTATION_SEED, "shard", split).permutation(len(rows))]
         ends = np.cumsum(_member_bytes(listing.size[rows]))
-        start = 0
+        start = shard = 0
         while start < len(rows):
             before = ends[start - 1] if start else 0
             stop = min(int(np.searchsorted(ends, before + SHARD_BYTES, side="right")), start + shard_samples)
             stop = max(stop, start + 1)
-            cuts.append(_Cut(split, f"{split}-{sum(cut.split == split for cut in cuts):05d}", rows[start:stop]))
-            start = stop
+            cuts.append(_Cut(split, f"{split}-{shard:05d}", rows[start:stop]))
+            start, shard = stop, shard + 1
     return cuts
 
 
@@ -287,13 +289,15 @@ def _encoded(job: _Job) -> Iterator[Encoded | BadImage]:
     places = zip(job.file.tolist(), job.offset.tolist(), job.size.tolist(), job.shape.tolist(), strict=True)
     with _opened(job.files) as descriptor:
         for number, offset, size, shape in places:
-            source: bytes | np.ndarray = os.pread(descriptor(number), size, offset)
-            if shape[0]:
-                source = np.frombuffer(source, dtype=np.uint8).reshape(shape)
             try:
+                source: bytes | np.ndarray = os.pread(descriptor(number), size, offset)
+                if shape[0]:
+                    source = np.frombuffer(source, dtype=np.uint8).reshape(shape)
                 yield encode(source, job.encoding)
             except BadImage as bad:
                 yield bad
+            except OSError as error:
+                yield BadImage(f"cannot be read: {error.strerror}")
 
 
 @contextmanager
@@ -326,7 +330,7 @@ def _finish(
     """Stage 3: columns and card, then the manifest, then away with what was partial. One process at a time does it."""
     with _alone(folder):
         if (folder / "manifest.json").is_file():
-            return open_set(folder)
+            return open_set(folder)  # another part was faster
         records = [json.loads(_record(folder, cut).read_bytes()) for cut in cuts]
         rejects = [reject for record in records for reject in record["rejects"]]
         _refuse_bad(folder, rejects, len(listing), max_bad)
@@ -344,7 +348,7 @@ def _finish(
             **identity,
             "fingerprint": hashlib.sha256("".join(shard.sha256 for shard in shards).encode()).hexdigest(),
             "permutation_seed": PERMUTATION_SEED,
-            "shape_hwc": _common_shape(listing, columns),
+            "shape_hwc": _common_shape(columns),
             "classes": listing.classes,
             "splits": {split: sum(part.samples for part in shards if part.split == split) for split in listing.splits},
             "changes": dict(sum((Counter(record["changes"]) for record in records), Counter())),
@@ -359,8 +363,13 @@ def _finish(
 
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """Holds the folder against other processes that finish the same set."""
-    with open(folder / ".partial" / "lock", "w") as lock:
+    """Holds the folder against other parts that finish the same set; where one has just done so, there is no lock."""
+    try:
+        lock = open(folder / ".partial" / "lock", "w")  # noqa: SIM115 (closed below)
+    except FileNotFoundError:
+        yield
+        return
+    with lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
@@ -378,11 +387,10 @@ def _columns(folder: Path, listing: Listing, cuts: list[_Cut]) -> dict[str, np.n
     }
 
 
-def _common_shape(listing: Listing, columns: Mapping[str, np.ndarray]) -> list[int] | None:
+def _common_shape(columns: Mapping[str, np.ndarray]) -> list[int] | None:
     """[H, W, C] of all images where all are arrays of one size, else None."""
-    height, width, size = columns["height"], columns["width"], columns["size"]
-    if not len(size) or (columns["extension"] != b"npy").any() or len(set(size)) > 1:
+    same = all(len(columns[name]) and (columns[name] == columns[name][0]).all() for name in ("height", "width", "size"))
+    if not same or (columns["extension"] != b"npy").any():
         return None
-    if (height != height[0]).any() or (width != width[0]).any():
-        return None
-    return [int(height[0]), int(width[0]), (int(size[0]) - 128) // int(height[0] * width[0])]
+    height, width, size = (int(columns[name][0]) for name in ("height", "width", "size"))
+    return [height, width, (size - NPY_HEADER_BYTES) // (height * width)]

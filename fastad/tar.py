@@ -12,6 +12,7 @@ import numpy as np
 
 BLOCK = 512
 END = bytes(2 * BLOCK)
+NPY_HEADER_BYTES = 128
 
 _HEADER = struct.pack(
     "100s8s8s8s12s12s8s1s100s6s2s32s32s8s8s167x",
@@ -44,7 +45,12 @@ def npy_bytes(pixels: np.ndarray) -> bytes:
 @functools.cache
 def _npy_header(shape: tuple[int, ...]) -> bytes:
     fields = f"{{'descr': '|u1', 'fortran_order': False, 'shape': {tuple(map(int, shape))}, }}"
-    return b"\x93NUMPY\x01\x00" + struct.pack("<H", 118) + fields.ljust(117).encode() + b"\n"
+    return (
+        b"\x93NUMPY\x01\x00"
+        + struct.pack("<H", NPY_HEADER_BYTES - 10)
+        + fields.ljust(NPY_HEADER_BYTES - 11).encode()
+        + b"\n"
+    )
 
 
 def index_text(extension: Iterable[bytes], offset: np.ndarray, size: np.ndarray) -> str:

@@ -29,8 +29,10 @@ def verify(folder: Path, level: str = "hash") -> Manifest:
         return manifest
     check_shards(folder, manifest.shards, hash_all=True)
     with progress(f"verify {manifest.name}", len(manifest.key), unit="images") as advance:
-        for number, shard in enumerate(manifest.shards):
-            rows = np.flatnonzero(manifest.shard == number)
+        stop = 0
+        for shard in manifest.shards:
+            start, stop = stop, stop + shard.samples
+            rows = np.arange(start, stop)
             index = folder / Path(shard.name).with_suffix(".idx")
             text = index_text(manifest.extension[rows], manifest.offset[rows], manifest.size[rows])
             if not index.is_file() or index.read_text() != text:

@@ -2,12 +2,15 @@
 
 import io
 import json
+import subprocess
+import sys
 import tarfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import webdataset
+from conftest import write_converter
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
@@ -116,6 +119,27 @@ def test_halves_give_the_bytes_of_the_whole(photos: Path, tmp_path: Path) -> Non
     assert len(list((tmp_path / "parts" / "photos").glob("*.tar"))) == 2
     assert convert("photos", photos, tmp_path / "parts", part=Part(1, 2), workers=2) is not None
     assert contents(tmp_path / "parts" / "photos") == whole
+
+
+def test_parts_may_start_together(photos: Path, tmp_path: Path) -> None:
+    """As a Slurm array starts them; of arrays, whose spools must not meet."""
+    script = write_converter(tmp_path / "many.py", classes=("x", "y"), counts={"train": 30_000}, seed=3)
+    command = [sys.executable, "-m", "fastad", "shard", script, "--workers", "1", "--out"]
+    assert subprocess.run([*command, tmp_path / "whole"], capture_output=True).returncode == 0
+    together = [
+        subprocess.Popen([*command, tmp_path / "parts", "--part", f"{index}/2"], stderr=subprocess.PIPE, text=True)
+        for index in (1, 2)
+    ]
+    for process in together:
+        _, error = process.communicate(timeout=120)
+        assert process.returncode == 0, error
+    assert contents(tmp_path / "parts" / "many") == contents(tmp_path / "whole" / "many")
+
+
+def test_what_cannot_be_read_is_left_out(photos: Path, tmp_path: Path) -> None:
+    (photos / "china" / "20.jpg").mkdir()
+    manifest = done(convert("photos", photos, tmp_path, options={"limit": 41}, max_bad=0.1, workers=1))
+    assert manifest.facts["rejects"] == [{"key": "china/20", "reason": "cannot be read: Is a directory"}]
 
 
 def test_resizing_and_its_arguments_are_recorded_and_held_to(photos: Path, tmp_path: Path) -> None:
