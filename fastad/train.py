@@ -91,28 +91,31 @@ def train(
     wanted = [find(name) for name in dict.fromkeys(objectives or recipe.objectives)]
     if sets.oe is None and (needing := [objective.name for objective in wanted if objective.uses_oe]):
         say(f"no OE set: {', '.join(needing)} will see nominal images only")
-    tasks = []
-    for seed, class_name in itertools.product(
-        dict.fromkeys(seeds), dict.fromkeys(classes or sets.nominal.manifest.classes)
-    ):
+    uses_oe = any(objective.uses_oe for objective in wanted)
+    tasks = list(itertools.product(dict.fromkeys(seeds), dict.fromkeys(classes or sets.nominal.manifest.classes)))
+    for seed, class_name in tasks:
         one_vs_rest(sets, class_name)
-        plan = make_plan(recipe, sets, class_name, seed, any(objective.uses_oe for objective in wanted))
-        runs = [(open_run(out, recipe, class_name, objective.name, seed), objective) for objective in wanted]
-        tasks.append((plan, runs))
+        make_plan(recipe, sets, class_name, seed, uses_oe)
+    runs_of = [
+        [(open_run(out, recipe, class_name, objective.name, seed), objective) for objective in wanted]
+        for seed, class_name in tasks
+    ]
 
     results: dict[Path, RunResult] = {}
-    for number, (plan, runs) in enumerate(tasks, start=1):
-        label = f"[{number}/{len(tasks)}] {runs[0][0].class_name} seed {runs[0][0].seed}"
+    for number, ((seed, class_name), runs) in enumerate(zip(tasks, runs_of, strict=True), start=1):
+        label = f"[{number}/{len(tasks)}] {class_name} seed {seed}"
         finished = {run.folder: result for run, _ in runs if (result := read_result(run))}
         results |= finished
         if len(finished) == len(runs):
             say(f"{label}: done already")
             continue
         due = [(run, objective) for run, objective in runs if run.folder not in finished]
+        # Made again rather than kept: with all of ImageNet-22K as OE, one plan holds 0.1 GB of rows.
+        plan = make_plan(recipe, sets, class_name, seed, uses_oe)
         for group in _groups(workbench, sets, plan, due):
             _train_group(workbench, sets, plan, group, label, stop)
             results |= _evaluate_group(workbench, sets, plan, group)
-    return [results[run.folder] for _, runs in tasks for run, _ in runs]
+    return [results[run.folder] for runs in runs_of for run, _ in runs]
 
 
 @dataclass(frozen=True, eq=False)

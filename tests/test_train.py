@@ -298,6 +298,7 @@ def test_wrong_requests_are_said_before_anything_is_written(recipe: Recipe, home
     out = tmp_path / "out"
     cases = [
         ({"classes": ["midle"]}, recipe, "unknown class of blobs 'midle': did you mean middle"),
+        ({"classes": ["middle", "midle"]}, recipe, "unknown class of blobs 'midle'"),
         ({"objectives": ["bcd"]}, recipe, "unknown objective 'bcd': did you mean bce"),
         ({}, replace(recipe, data=replace(recipe.data, nominal="nothing")), "nothing is not a shard set"),
         ({}, replace(recipe, data=replace(recipe.data, oe_size=91)), "91 images asked of .*extras, which has 90"),
