@@ -88,7 +88,6 @@ def convert_with(
         listing = list_samples(converter, raw, options or {}, partial)
         identity = {"source_fingerprint": listing.fingerprint, "arguments": arguments}
         if (folder / "manifest.json").is_file():
-            _remove_traces(partial)
             return _finished(folder, identity)
         for path in sorted((folder / ".partial").glob("*/begun.json")):
             _refuse_other("was begun with", path, identity, folder)
@@ -109,6 +108,8 @@ def convert_with(
 
 def _finished(folder: Path, identity: Mapping[str, Any]) -> Manifest:
     """The set that stands in the folder, if it is the one that source and arguments would give."""
+    # What is partial now is of no more use to any part: a kill may have come between the manifest and its removal.
+    shutil.rmtree(folder / ".partial", ignore_errors=True)
     _refuse_other("is a conversion with", folder / "manifest.json", identity, folder)
     say(f"{folder} is complete already")
     return open_set(folder)

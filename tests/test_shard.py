@@ -163,6 +163,23 @@ def test_kill_at_any_moment_loses_nothing(converter: Path, tmp_path: Path) -> No
 
 
 @pytest.mark.usefixtures("small_shards")
+def test_a_kill_after_the_manifest_leaves_nothing_partial(
+    converter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(shutil, "rmtree", interrupt)
+        convert(str(converter), None, tmp_path, workers=1)
+    assert (tmp_path / "many" / "manifest.json").is_file()
+    assert (tmp_path / "many" / ".partial").is_dir()
+    convert(str(converter), None, tmp_path, workers=1)
+    assert not (tmp_path / "many" / ".partial").exists()
+
+
+def interrupt(*arguments: object, **options: object) -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.usefixtures("small_shards")
 def test_an_interrupted_conversion_of_another_source_is_refused(
     converter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
