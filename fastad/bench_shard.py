@@ -4,7 +4,9 @@ Owns the measurements of `fastad bench shard`; those of training are `fastad.ben
 Use: `measure_shard(workers=2, repeats=3)["small_arrays_ratio"]`.
 """
 
+import hashlib
 import io
+import itertools
 import json
 import os
 import resource
@@ -17,81 +19,111 @@ import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import simplejpeg
+import torch
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
 from fastad import shard
-from fastad.encode import Encoding, content_hash
-from fastad.files import sha256
+from fastad.encode import QUALITY, Encoding, content_hash
 from fastad.listing import Converter
 from fastad.manifest import COLUMNS, Manifest, Sample
+from fastad.progress import progress
 from fastad.seeds import generator
 from fastad.tar import index_text
 from fastad.view import View, select
 
-SMALL_IMAGES = 100_000
-PHOTOS, PHOTOS_A_SHARD = 4_000, 1_000
-RESIZE_PX = 128
+# So many images that the start of worker processes counts for little; slower plain loops do a part of them.
+SMALL_IMAGES, PLAIN_SMALL_IMAGES = 400_000, 20_000
+PHOTOS, PASSED, RESIZED, RESIZE_PX = 2_000, 40_000, 40_000, 128
 SIMULATED_ROWS, SIMULATED_CLASSES, EXCLUDED_CLASSES, SUBSET = 14_200_000, 20_000, 1_000, 2**18
 
 
 def measure_shard(workers: int | None, repeats: int) -> dict[str, Any]:
-    """Ratios of `fastad.shard.convert` to plain loops over the same images, each side measured in turns.
+    """Ratios of the images a second of `fastad.shard.convert` to those of plain loops, each measured in turns.
 
-    - `small_arrays_ratio`: 28 px arrays a second, against `webdataset.ShardWriter`.
-    - `pass_through_ratio`: JPEGs a second, less the time that decoding and hashing them takes (`decode_s`, `hash_s`: of
-      one process; the workers share it), against a plain copy of their bytes.
-    - `resize_ratio`: resized JPEGs a second, against as many times one core's Pillow loop as there are workers.
+    - `small_arrays_ratio`: 28 px arrays, against `webdataset.ShardWriter`.
+    - `pass_through_ratio`: JPEGs that are decoded and hashed on the way, against a copy of their bytes;
+      `unchecked_ratio`: the same JPEGs, neither decoded nor their pixels hashed. What that and the SHA-256 of their
+      bytes, which both include, cost one core stands in `us_an_image`.
+    - `resize_ratio`: resized JPEGs, against as many loops as there are workers of the fastest libraries on one core
+      (simplejpeg, and PyTorch's resizing of 8-bit images); the rate of a loop of Pillow's stands beside it.
     - `simulated_set`: seconds and peak memory of opening and selecting among 14.2 million rows.
     """
     workers = workers or len(os.sched_getaffinity(0))
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         photos = _write_photos(folder / "raw")
-        times = _in_turns(
+        files = [path.read_bytes() for path in photos]
+        pixels = [simplejpeg.decode_jpeg(file) for file in files[:100]]
+
+        def convert(count: int, encoding: Encoding) -> Callable[[], None]:
+            return lambda: _convert(_photos(photos, count), folder / "photos", workers, encoding)
+
+        rates = _rates(
             {
-                "small_arrays": lambda: _convert(_small_arrays, folder / "small", workers),
-                "plain_small_arrays": lambda: _shard_writer(folder / "plain"),
-                "pass_through": lambda: _convert(lambda: _files(photos), folder / "pass", workers),
-                "plain_copy": lambda: _copy(photos, folder / "copy"),
-                "decode": lambda: _decode(photos),
-                "hash": lambda: _hash(photos),
-                "resize": lambda: _convert(lambda: _files(photos), folder / "resize", workers, Encoding(RESIZE_PX)),
-                "plain_resize": lambda: _resize(photos),
+                "small_arrays": _Work(SMALL_IMAGES, lambda: _convert(_arrays(), folder / "small", workers)),
+                "plain_small_arrays": _Work(PLAIN_SMALL_IMAGES, lambda: _shard_writer(folder / "plain")),
+                "pass_through": _Work(PASSED, convert(PASSED, Encoding())),
+                "unchecked": _Work(PASSED, convert(PASSED, Encoding(checked=False))),
+                "plain_copy": _Work(PASSED, lambda: _copy(photos, PASSED, folder / "copy")),
+                "resize": _Work(RESIZED, convert(RESIZED, Encoding(RESIZE_PX))),
+                "plain_resize": _each(files, _resize),
+                "pillow_resize": _each(files, _resize_by_pillow),
+                "decode": _each(files, simplejpeg.decode_jpeg),
+                "content_hash": _each(pixels, content_hash),
+                "sha256": _each(files, lambda file: hashlib.sha256(file).digest()),
             },
             repeats,
         )
-    checks_s = (times["decode"] + times["hash"]) / workers
+    costs = ("decode", "content_hash", "sha256")
     return {
-        "small_arrays_ratio": round(times["plain_small_arrays"] / times["small_arrays"], 2),
-        "small_arrays_per_s": round(SMALL_IMAGES / times["small_arrays"]),
-        "plain_small_arrays_per_s": round(SMALL_IMAGES / times["plain_small_arrays"]),
-        "pass_through_ratio": round(times["plain_copy"] / max(times["pass_through"] - checks_s, 1e-9), 2),
-        "pass_through_images_per_s": round(PHOTOS / times["pass_through"]),
-        "plain_copy_images_per_s": round(PHOTOS / times["plain_copy"]),
-        "decode_s": round(times["decode"], 3),
-        "hash_s": round(times["hash"], 3),
-        "resize_ratio": round(times["plain_resize"] / workers / times["resize"], 2),
-        "resize_images_per_s": round(PHOTOS / times["resize"]),
-        "plain_resize_images_per_s_and_core": round(PHOTOS / times["plain_resize"]),
+        "small_arrays_ratio": round(rates["small_arrays"] / rates["plain_small_arrays"], 2),
+        "pass_through_ratio": round(rates["pass_through"] / rates["plain_copy"], 2),
+        "unchecked_ratio": round(rates["unchecked"] / rates["plain_copy"], 2),
+        "resize_ratio": round(rates["resize"] / (workers * rates["plain_resize"]), 2),
+        **{f"{name}_images_per_s": round(rate) for name, rate in rates.items() if name not in costs},
+        "us_an_image": {name: round(1e6 / rates[name], 1) for name in costs},
         "workers": workers,
         "repeats": repeats,
         "simulated_set": _simulate_apart(),
     }
 
 
-def _in_turns(works: dict[str, Callable[[], None]], repeats: int) -> dict[str, float]:
-    """Median seconds of each work."""
-    seconds: dict[str, list[float]] = {name: [] for name in works}
-    for _ in range(repeats):
-        for name, work in works.items():
-            started = time.perf_counter()
-            work()
-            seconds[name].append(time.perf_counter() - started)
-    return {name: median(values) for name, values in seconds.items()}
+class _Work(NamedTuple):
+    """Something to measure, and the images that one call of it takes."""
+
+    images: int
+    call: Callable[[], None]
+
+
+def _each(items: list[Any], function: Callable[[Any], object]) -> _Work:
+    def call() -> None:
+        for item in items:
+            function(item)
+
+    return _Work(len(items), call)
+
+
+def _rates(works: dict[str, _Work], repeats: int) -> dict[str, float]:
+    """Images a second of each work, the median of `repeats`, on one thread where a library would use more."""
+    rates: dict[str, list[float]] = {name: [] for name in works}
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with progress("bench", repeats * len(works), unit="measurements") as advance:
+            for _ in range(repeats):
+                for name, work in works.items():
+                    started = time.perf_counter()
+                    work.call()
+                    rates[name].append(work.images / (time.perf_counter() - started))
+                    advance()
+    finally:
+        torch.set_num_threads(threads)
+    return {name: median(values) for name, values in rates.items()}
 
 
 def _write_photos(folder: Path) -> list[Path]:
@@ -106,24 +138,21 @@ def _write_photos(folder: Path) -> list[Path]:
     return paths
 
 
-def _convert(
-    samples: Callable[[], Iterator[Sample]], home: Path, workers: int, encoding: Encoding = shard.AS_IT_IS
-) -> None:
+def _convert(samples: Iterator[Sample], home: Path, workers: int, encoding: Encoding = shard.AS_IT_IS) -> None:
     shutil.rmtree(home, ignore_errors=True)
-    converter = Converter("bench", samples, "fastad bench shard", "none", None, "")
-    shard_samples = PHOTOS_A_SHARD if samples is not _small_arrays else None
-    shard.convert_with(converter, None, home, encoding=encoding, shard_samples=shard_samples, workers=workers)
+    converter = Converter("bench", lambda: samples, "fastad bench shard", "none", None, "")
+    shard.convert_with(converter, None, home, encoding=encoding, workers=workers)
 
 
-def _small_arrays() -> Iterator[Sample]:
+def _arrays() -> Iterator[Sample]:
     images = generator(0, "bench", "small").integers(0, 256, (1_000, 28, 28), dtype=np.uint8)
     for index in range(SMALL_IMAGES):
         yield Sample(f"{index:06d}", images[index % 1_000], str(index % 10), "train")
 
 
-def _files(photos: list[Path]) -> Iterator[Sample]:
-    for path in photos:
-        yield Sample(path.stem, path, None, "train")
+def _photos(photos: list[Path], count: int) -> Iterator[Sample]:
+    for index, path in zip(range(count), itertools.cycle(photos), strict=False):
+        yield Sample(f"{index:06d}", path, None, "train")
 
 
 def _shard_writer(folder: Path) -> None:
@@ -134,36 +163,33 @@ def _shard_writer(folder: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with webdataset.ShardWriter(str(folder / "%05d.tar"), maxcount=shard.SHARD_SAMPLES, verbose=0) as writer:
-            for sample in _small_arrays():
+            for sample in itertools.islice(_arrays(), PLAIN_SMALL_IMAGES):
                 writer.write({"__key__": sample.key, "npy": sample.pixels, "cls": int(sample.class_name or 0)})
 
 
-def _copy(photos: list[Path], folder: Path) -> None:
+def _copy(photos: list[Path], count: int, folder: Path) -> None:
     """All bytes into one file, synced, as a shard is."""
     folder.mkdir(exist_ok=True)
     with open(folder / "all", "wb") as file:
-        for path in photos:
+        for path in itertools.islice(itertools.cycle(photos), count):
             file.write(path.read_bytes())
         file.flush()
         os.fsync(file.fileno())
 
 
-def _decode(photos: list[Path]) -> None:
-    for path in photos:
-        with Image.open(path) as image:
-            content_hash(np.asarray(image))
+def _resize(file: bytes) -> bytes:
+    image = torch.from_numpy(simplejpeg.decode_jpeg(file)).unsqueeze(0).permute(0, 3, 1, 2)
+    size = (RESIZE_PX, int(image.shape[3] * RESIZE_PX / image.shape[2]))
+    smaller = torch.nn.functional.interpolate(image, size, mode="bilinear", antialias=True)
+    pixels = smaller.permute(0, 2, 3, 1)[0].contiguous().numpy()
+    encoded: bytes = simplejpeg.encode_jpeg(pixels, QUALITY, colorsubsampling="420")
+    return encoded
 
 
-def _hash(photos: list[Path]) -> None:
-    for path in photos:
-        sha256(path)
-
-
-def _resize(photos: list[Path]) -> None:
-    for path in photos:
-        with Image.open(path) as image:
-            size = (int(image.width * RESIZE_PX / image.height), RESIZE_PX)
-            image.resize(size, Image.Resampling.BILINEAR).save(io.BytesIO(), "JPEG", quality=95)
+def _resize_by_pillow(file: bytes) -> None:
+    with Image.open(io.BytesIO(file)) as image:
+        size = (int(image.width * RESIZE_PX / image.height), RESIZE_PX)
+        image.resize(size, Image.Resampling.BILINEAR).save(io.BytesIO(), "JPEG", quality=QUALITY)
 
 
 def _simulate_apart() -> dict[str, float]:

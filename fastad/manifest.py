@@ -17,7 +17,7 @@ import numpy as np
 from fastad.errors import FastadError
 from fastad.files import sha256
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 # Column → its type; "" is bytes of the length of the longest.
 COLUMNS = {
@@ -73,9 +73,9 @@ class Manifest:
     """A whole shard set: its facts, its shards, and one row per sample in columns [rows].
 
     A row's image is the `size` bytes at `offset` of tar `shards[shard]`, encoded as its `extension` says ("npy" or
-    "jpg"); `content_hash` is of its decoded pixels. `common_shape_hwc` is None where images are not arrays of one size.
-    Rows of one split are contiguous and in the shards' order. `source_index` is the sample's place in the converter's
-    listing, `class_index` is −1 where unknown.
+    "jpg"). `content_hash` is of its pixels (before they were encoded, where fastad did that), 0 where not known.
+    `common_shape_hwc` is None where images are not arrays of one size. Rows of one split are contiguous and in the
+    shards' order. `source_index` is the sample's place in the converter's listing, `class_index` is −1 where unknown.
     """
 
     folder: Path
@@ -114,6 +114,11 @@ class Manifest:
         return self.splits[split]
 
 
+def column_path(folder: Path, name: str) -> Path:
+    """The file of a set's column."""
+    return folder / "samples" / f"{name}.npy"
+
+
 def open_set(folder: Path) -> Manifest:
     """Opens a shard set without reading its tars.
 
@@ -136,7 +141,7 @@ def open_set(folder: Path) -> Manifest:
             )
         shards = tuple(Shard(**shard) for shard in facts["shards"])
         check_shards(folder, shards)
-        columns = {name: np.load(folder / "samples" / f"{name}.npy", mmap_mode="r") for name in COLUMNS}
+        columns = {name: np.load(column_path(folder, name), mmap_mode="r") for name in COLUMNS}
         splits, start = {}, 0
         for split, count in facts["splits"].items():
             splits[split] = range(start, start := start + count)

@@ -7,15 +7,20 @@ from fastad.bench_shard import measure_shard, simulate
 
 
 def test_a_small_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in {"SMALL_IMAGES": 300, "PHOTOS": 6, "PHOTOS_A_SHARD": 3}.items():
+    sizes = {"SMALL_IMAGES": 300, "PLAIN_SMALL_IMAGES": 60, "PHOTOS": 4, "PASSED": 6, "RESIZED": 6}
+    for name, value in sizes.items():
         monkeypatch.setattr(bench_shard, name, value)
     monkeypatch.setattr(bench_shard, "_simulate_apart", dict)
     found = measure_shard(workers=1, repeats=1)
-    assert found["small_arrays_ratio"] == pytest.approx(
-        found["small_arrays_per_s"] / found["plain_small_arrays_per_s"], abs=0.02
-    )
-    # Once the checks' time is taken off, little may be left of six images; the ratio is positive all the same.
-    assert all(found[f"{name}_ratio"] > 0 for name in ("small_arrays", "pass_through", "resize"))
+    for ratio, plain in {
+        "small_arrays": "plain_small_arrays",
+        "pass_through": "plain_copy",
+        "unchecked": "plain_copy",
+        "resize": "plain_resize",
+    }.items():
+        rates = found[f"{ratio}_images_per_s"] / found[f"{plain}_images_per_s"]
+        assert found[f"{ratio}_ratio"] == pytest.approx(rates, abs=0.02, rel=0.02)
+    assert all(found["us_an_image"].values())
 
 
 def test_the_simulation_selects_what_it_says(monkeypatch: pytest.MonkeyPatch) -> None:

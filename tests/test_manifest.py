@@ -9,7 +9,7 @@ import pytest
 
 from fastad import manifest as manifest_module
 from fastad.errors import FastadError
-from fastad.manifest import Manifest, open_set, shard_home
+from fastad.manifest import SCHEMA_VERSION, Manifest, open_set, shard_home
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def test_a_folder_without_manifest_is_refused_by_name(tmp_path: Path) -> None:
 
 
 def test_a_damaged_manifest_is_refused(copy: Path) -> None:
-    (copy / "manifest.json").write_text('{"schema_version": 2}')
+    (copy / "manifest.json").write_text(f'{{"schema_version": {SCHEMA_VERSION}}}')
     with pytest.raises(FastadError, match="damaged manifest"):
         open_set(copy)
 

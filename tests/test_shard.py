@@ -1,6 +1,7 @@
 """Shards: exact bytes, whatever the workers and the interruptions; and refusals that leave nothing behind."""
 
 import io
+import json
 import os
 import shutil
 import signal
@@ -18,6 +19,7 @@ from conftest import run_with_small_files, write_converter
 
 from fastad import shard
 from fastad.errors import FastadError
+from fastad.files import sha256
 from fastad.listing import Converter, find_converter
 from fastad.manifest import Sample, open_set
 from fastad.shard import convert
@@ -102,7 +104,7 @@ def test_the_index_drives_dalis_webdataset_reader(converter: Path, tmp_path: Pat
 def test_a_tar_member_has_the_header_that_tarfile_writes() -> None:
     info = tarfile.TarInfo("a/b-1.npy")
     info.size = 700
-    expected, found = info.tobuf(tarfile.USTAR_FORMAT), member("a/b-1.npy", bytes(700))
+    expected, found = info.tobuf(tarfile.USTAR_FORMAT), b"".join(member("a/b-1.npy", bytes(700)))
     assert len(found) == 512 + 1024
     read = tarfile.TarInfo.frombuf(found[:512], "utf-8", "strict")
     assert (read.name, read.size, read.type) == ("a/b-1.npy", 700, tarfile.REGTYPE)
@@ -284,12 +286,25 @@ def test_verify_finds_a_changed_index(home: Path, tmp_path: Path) -> None:
         verify(folder, "hash")
 
 
-def test_verify_decode_finds_columns_that_point_elsewhere(home: Path, tmp_path: Path) -> None:
+def test_verify_finds_a_changed_column(home: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(home / "blobs", tmp_path / "blobs")
     keys = np.load(folder / "samples" / "key.npy")
     np.save(folder / "samples" / "key.npy", np.roll(keys, 1))
-    verify(folder, "hash")
-    with pytest.raises(FastadError, match="where the manifest says"):
+    verify(folder, "size")
+    with pytest.raises(FastadError, match=r"samples/key\.npy has changed"):
+        verify(folder, "hash")
+
+
+@pytest.mark.parametrize("column", ["key", "offset", "height", "content_hash"])
+def test_verify_decode_finds_columns_that_were_written_wrong(column: str, home: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(home / "blobs", tmp_path / "blobs")
+    path = folder / "samples" / f"{column}.npy"
+    values = np.load(path)
+    np.save(path, values + 1 if column == "height" else np.roll(values, 1))
+    facts = json.loads((folder / "manifest.json").read_bytes())
+    facts["columns_sha256"][column] = sha256(path)
+    (folder / "manifest.json").write_text(json.dumps(facts))
+    with pytest.raises(FastadError, match=r"where the manifest says|\.idx is missing or changed"):
         verify(folder, "decode")
 
 
