@@ -116,6 +116,7 @@ def verify(
 def inspect(
     folder: Annotated[Path, typer.Argument(metavar="SET_DIR", help="A shard set")],
     grid: Annotated[Path | None, typer.Option(help="Draw a labelled picture of samples into this PNG file")] = None,
+    against: Annotated[Path | None, typer.Option(help="Count images that also stand in this shard set")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Show what is in a shard set."""
@@ -124,7 +125,8 @@ def inspect(
     from fastad.manifest import open_set
 
     manifest = open_set(folder)
-    print(json.dumps(inspect.facts(manifest)) if as_json else inspect.summary(manifest))
+    other = None if against is None else open_set(against)
+    print(json.dumps(inspect.facts(manifest, other)) if as_json else inspect.summary(manifest, other))
     if grid is not None:
         with atomic(grid) as file:
             inspect.grid(manifest).save(file, format="PNG")

@@ -84,6 +84,8 @@ def test_from_raw_images_to_a_report(fastad: Shell, home: Path, toml: Path, tmp_
         assert grid.width > 300
     facts = json.loads(fastad("inspect", shards / "blobs", "--json").out)
     assert facts["splits"] == {"train": 120, "test": 60}
+    against = json.loads(fastad("inspect", shards / "extras", "--against", shards / "blobs", "--json").out)
+    assert against["duplicates_in"] == {"blobs": {"train": {"train": 0, "test": 0}}}
 
     command = ["train", toml, "--class", "middle", "--class", "low/mid", "--seed", 1, "--seed", 2]
     command += ["--objective", "hsc", "--shards", shards, "--out", out, "--set", "optim.epochs=2"]
