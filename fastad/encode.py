@@ -103,6 +103,8 @@ def _rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16") or image.mode == "I":
         high = np.asarray(image).astype(np.int64) >> 8
         image = Image.fromarray(high.clip(0, 255).astype(np.uint8))
+    # Pillow would warn of what is meant: transparency is dropped.
+    image.info.pop("transparency", None)
     return image.convert("RGB")
 
 
