@@ -56,6 +56,9 @@ def shard(
     out: Annotated[Path | None, typer.Option("--out", help="Shard home [default: $FASTAD_SHARDS or ./shards]")] = None,
     resize: Annotated[int | None, typer.Option(min=1, help="Short side in px of images that are larger")] = None,
     quality: Annotated[int | None, typer.Option(min=1, max=100, help="Of the JPEGs written [default: 95]")] = None,
+    unchecked: Annotated[
+        bool, typer.Option("--unchecked", help="Do not decode JPEGs that pass as they are: they were checked before")
+    ] = False,
     max_bad: Annotated[str, typer.Option(help="Stop if more images than this cannot be used")] = "0.5%",
     split: Annotated[str | None, typer.Option(help="Which part of the source, for sets that have several")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first N images, for sets that allow it")] = None,
@@ -71,7 +74,7 @@ def shard(
         name,
         raw,
         shard_home(out),
-        encoding=Encoding(resize, quality),
+        encoding=Encoding(resize, quality, checked=not unchecked),
         options={key: value for key, value in (("split", split), ("limit", limit)) if value is not None},
         max_bad=_share(max_bad),
         part=Part(*_part(part)),
@@ -116,6 +119,7 @@ def verify(
 def inspect(
     folder: Annotated[Path, typer.Argument(metavar="SET_DIR", help="A shard set")],
     grid: Annotated[Path | None, typer.Option(help="Draw a labelled picture of samples into this PNG file")] = None,
+    against: Annotated[Path | None, typer.Option(help="Count images that also stand in this shard set")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Show what is in a shard set."""
@@ -124,7 +128,8 @@ def inspect(
     from fastad.manifest import open_set
 
     manifest = open_set(folder)
-    print(json.dumps(inspect.facts(manifest)) if as_json else inspect.summary(manifest))
+    other = None if against is None else open_set(against)
+    print(json.dumps(inspect.facts(manifest, other)) if as_json else inspect.summary(manifest, other))
     if grid is not None:
         with atomic(grid) as file:
             inspect.grid(manifest).save(file, format="PNG")

@@ -17,6 +17,7 @@ Use: `encode(path.read_bytes(), Encoding(resize_px=256)).data`.
 
 import functools
 import io
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -126,7 +127,7 @@ def _decoded(source: bytes) -> tuple[np.ndarray, str]:
         except ValueError:
             pass  # libjpeg-turbo warns of harmless damage too, such as bytes too many: Pillow tells which it is
     try:
-        with Image.open(io.BytesIO(source)) as image:
+        with _opened(source) as image:
             _refuse_bomb(*image.size)
             image.load()
             is_plain = image.format == "JPEG" and image.mode in ("L", "RGB")
@@ -136,6 +137,13 @@ def _decoded(source: bytes) -> tuple[np.ndarray, str]:
         raise BadImage("not an image" if source else "empty") from None
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
         raise BadImage(str(error) or type(error).__name__) from error
+
+
+def _opened(source: bytes) -> Image.Image:
+    with warnings.catch_warnings():
+        # Pillow's own limit of pixels is a little lower.
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        return Image.open(io.BytesIO(source))
 
 
 def _jpeg_pixels(source: bytes) -> np.ndarray:
@@ -148,6 +156,8 @@ def _rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16") or image.mode == "I":
         high = np.asarray(image).astype(np.int64) >> 8
         image = Image.fromarray(high.clip(0, 255).astype(np.uint8))
+    # Pillow would warn of what is meant: transparency is dropped.
+    image.info.pop("transparency", None)
     return image.convert("RGB")
 
 

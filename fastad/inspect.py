@@ -11,14 +11,18 @@ from PIL import Image, ImageDraw
 
 from fastad.manifest import Manifest
 from fastad.reader import ShardReader
+from fastad.synsets import SYNSETS, holds_synsets, synsets
+from fastad.view import content_hashes, stand_in
 
 GRID_COLUMNS, GRID_CLASSES = 12, 100
 LARGEST_TILE_PX = 96
+LISTED_REJECTS = 20
 LABEL_PX, LABEL_HEIGHT_PX, GAP_PX = 110, 14, 3
 
 
-def facts(manifest: Manifest) -> dict[str, Any]:
-    """Counts, sizes, bytes, what was converted or left out, images that stand more than once; ready for JSON."""
+def facts(manifest: Manifest, other: Manifest | None = None) -> dict[str, Any]:
+    """Counts, sizes, bytes, what was converted or left out, and images that stand more than once, or in the other set
+    too; of ImageNet's synsets also what the set holds of the lists in `fastad.synsets`. Ready for JSON."""
     return {
         "name": manifest.name,
         "source": manifest.facts["source"],
@@ -32,7 +36,9 @@ def facts(manifest: Manifest) -> dict[str, Any]:
         "classes": class_counts(manifest),
         "changes": manifest.facts["changes"],
         "rejects": manifest.facts["rejects"],
-        "duplicates": len(manifest.key) - len(np.unique(manifest.content_hash)),
+        "duplicates": duplicates(manifest),
+        "synsets": {name: synset_counts(manifest, name) for name in SYNSETS if holds_synsets(manifest)},
+        "duplicates_in": {} if other is None else {other.name: duplicate_counts(manifest, other)},
     }
 
 
@@ -46,17 +52,55 @@ def class_counts(manifest: Manifest) -> dict[str, dict[str, int]]:
     return counts
 
 
-def summary(manifest: Manifest) -> str:
+def synset_counts(manifest: Manifest, name: str) -> dict[str, int]:
+    """Of a list of synsets: how many it names, how many of these the set holds, and the set's images of them."""
+    index_of = {class_name: index for index, class_name in enumerate(manifest.classes)}
+    held = [index_of[wnid] for wnid in synsets(name) if wnid in index_of]
+    numbers = np.bincount(manifest.class_index + 1, minlength=len(manifest.classes) + 1)[1:]
+    return {"listed": len(synsets(name)), "held": len(held), "images": int(numbers[held].sum())}
+
+
+def duplicates(manifest: Manifest) -> int | None:
+    """How many images stand in the set already, pixel for pixel; None where it was converted unchecked."""
+    known = manifest.content_hash.all()
+    return len(manifest.key) - len(np.unique(manifest.content_hash)) if known else None
+
+
+def duplicate_counts(manifest: Manifest, other: Manifest) -> dict[str, dict[str, int]]:
+    """How many images of each split of a set stand, pixel for pixel, in each split of the other."""
+    hashes, others = (
+        {split: content_hashes(found, np.asarray(rows)) for split, rows in found.splits.items()}
+        for found in (manifest, other)
+    )
+    return {
+        split: {among: int(stand_in(own, there).sum()) for among, there in others.items()}
+        for split, own in hashes.items()
+    }
+
+
+def summary(manifest: Manifest, other: Manifest | None = None) -> str:
     """The same in a few lines of text."""
-    found = facts(manifest)
+    found = facts(manifest, other)
     lines = [
         f"{found['name']}: {found['source']} ({found['licence']})",
         f"{_sizes(found)}, {found['shards']} shards, {found['bytes']:,} bytes",
-        f"{len(found['rejects']):,} left out as unusable, {found['duplicates']:,} duplicates",
+        f"{len(found['rejects']):,} left out as unusable, "
+        + ("duplicates not known" if found["duplicates"] is None else f"{found['duplicates']:,} duplicates"),
+        *(f"  {reject['key']}: {reject['reason']}" for reject in found["rejects"][:LISTED_REJECTS]),
+        *(["  …"] if len(found["rejects"]) > LISTED_REJECTS else []),
         *(f"converted: {count:,} {what}" for what, count in found["changes"].items()),
+        *(
+            f"holds {counts['held']:,} of the {counts['listed']:,} synsets of {name}: {counts['images']:,} images"
+            for name, counts in found["synsets"].items()
+        ),
     ]
     for split, counts in found["classes"].items():
         lines.append(f"{split}: {found['splits'][split]:,} images")
+        lines += [
+            f"  {count:,} stand, pixel for pixel, in {set_name}'s {among}"
+            for set_name, duplicates in found["duplicates_in"].items()
+            for among, count in duplicates[split].items()
+        ]
         lines += [f"  {name}: {count:,}" for name, count in counts.items()]
     return "\n".join(lines)
 

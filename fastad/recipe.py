@@ -21,6 +21,7 @@ from fastad.errors import FastadError, unknown
 from fastad.networks import NETWORKS
 from fastad.objectives import find
 from fastad.plan import OE_ORDERS
+from fastad.synsets import SYNSETS
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,8 +29,10 @@ class DataSpec:
     """Which sets, and how batches are made of them (PROTOCOL, Batches).
 
     `oe` None: no outlier exposure. `oe_size`: images of the OE subset, None for all; `oe_classes`: number of OE classes
-    drawn, None for all. `oe_exclude_classes` are never OE; nor is an image that stands, pixel for pixel, in the test
-    split of the set `oe_exclude_duplicates_of`. `oe_transpose`: OE images have rows and columns exchanged in training.
+    drawn, None for all. Never OE are: the OE set's classes `oe_exclude_classes`; if its classes are ImageNet's synsets,
+    those on the lists `oe_exclude_synsets` (the paper's runs: imagenet30), but not their child synsets; and images that
+    stand, pixel for pixel, in the test split of the set `oe_exclude_duplicates_of`. `oe_transpose`: OE images have rows
+    and columns exchanged in training.
     """
 
     nominal: str
@@ -38,6 +41,7 @@ class DataSpec:
     oe_classes: int | None = None
     oe_order: str = "cyclic"
     oe_exclude_classes: tuple[str, ...] = ()
+    oe_exclude_synsets: tuple[str, ...] = ("imagenet1k",)
     oe_exclude_duplicates_of: str | None = None
     oe_transpose: bool = False
     batch_nominal: int = 128
@@ -82,6 +86,7 @@ class Recipe:
 CHOICES = {
     "network": tuple(NETWORKS),
     "data.oe_order": tuple(OE_ORDERS),
+    "data.oe_exclude_synsets": tuple(SYNSETS),
     "train.precision": ("auto", "bfloat16", "float32"),
     "train.compile": ("auto", "on", "off"),
 }

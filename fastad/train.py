@@ -33,7 +33,8 @@ from fastad.progress import progress, say
 from fastad.reader import ShardReader
 from fastad.recipe import Recipe
 from fastad.run import Run, RunResult, environment, open_run, read_result, save_tensors, write_result
-from fastad.view import View, select
+from fastad.synsets import holds_synsets, synsets
+from fastad.view import View, content_hashes, select
 
 
 def never() -> int:
@@ -120,15 +121,16 @@ def train(
 
 @dataclass(frozen=True, eq=False)
 class Sets:
-    """The open shard sets of a recipe. `exclude_from_oe`: content hashes of images that must not be OE."""
+    """The open shard sets of a recipe; images of the test split of `never_oe` must not be OE."""
 
     nominal: ShardReader
     oe: ShardReader | None
-    exclude_from_oe: np.ndarray | None = None
+    never_oe: Manifest | None = None
 
     def fingerprint(self) -> list[str]:
-        """What a checkpoint must agree with beside its recipe: the images that the run is trained on."""
-        return [reader.manifest.fingerprint for reader in (self.nominal, self.oe) if reader is not None]
+        """What a checkpoint must agree with beside its recipe: the images it is trained on, or must not be."""
+        manifests = [reader.manifest for reader in (self.nominal, self.oe) if reader is not None]
+        return [manifest.fingerprint for manifest in (*manifests, self.never_oe) if manifest is not None]
 
 
 def open_sets(recipe: Recipe, shards: Path) -> Sets:
@@ -140,11 +142,12 @@ def open_sets(recipe: Recipe, shards: Path) -> Sets:
     if oe.shape_hwc != nominal.shape_hwc:
         sizes = " and ".join("×".join(map(str, manifest.shape_hwc)) for manifest in (nominal, oe))
         raise FastadError(f"{nominal.folder} and {oe.folder} hold images of {sizes}: choose an OE set of the same size")
-    exclude = None
-    if recipe.data.oe_exclude_duplicates_of is not None:
-        other = open_set(shards / recipe.data.oe_exclude_duplicates_of)
-        exclude = other.content_hash[select(View("test"), other)]
-    return Sets(ShardReader(nominal), ShardReader(oe, transpose=recipe.data.oe_transpose), exclude)
+    other = recipe.data.oe_exclude_duplicates_of
+    never_oe = None if other is None else open_set(shards / other)
+    for name in recipe.data.oe_exclude_synsets if holds_synsets(oe) else ():
+        held, listed = len(set(oe.classes).intersection(synsets(name))), len(synsets(name))
+        say(f"{oe.folder} holds {held:,} of the {listed:,} synsets of {name}: their images are never OE")
+    return Sets(ShardReader(nominal), ShardReader(oe, transpose=recipe.data.oe_transpose), never_oe)
 
 
 def make_plan(recipe: Recipe, sets: Sets, class_name: str, seed: int, uses_oe: bool = True) -> Plan:
@@ -161,8 +164,17 @@ def _select_oe(recipe: Recipe, sets: Sets, manifest: Manifest, seed: int, nomina
     """The OE rows of a seed and the order they are read in: a window means one in source order, and drawn classes that
     hold fewer images than the nominal class are read with replacement (PROTOCOL, Figure 4)."""
     data = recipe.data
-    view = View("train", (), data.oe_exclude_classes, class_count=data.oe_classes, size=data.oe_size, seed=seed)
-    rows = select(view, manifest, sets.exclude_from_oe)
+    view = View(
+        exclude_classes=data.oe_exclude_classes,
+        exclude_synsets=data.oe_exclude_synsets,
+        class_count=data.oe_classes,
+        size=data.oe_size,
+        seed=seed,
+    )
+    never_oe = sets.never_oe
+    rows = select(
+        view, manifest, None if never_oe is None else content_hashes(never_oe, select(View("test"), never_oe))
+    )
     if data.oe_order == "window":
         rows = rows[np.argsort(manifest.source_index[rows], kind="stable")]
     if data.oe_classes is not None and len(rows) < nominal_size:

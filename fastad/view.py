@@ -5,22 +5,26 @@ Use: `rows = select(View("train", classes=("Trouser",)), manifest)`.
 """
 
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 
 from fastad.errors import FastadError, unknown
 from fastad.manifest import Manifest
 from fastad.seeds import generator
+from fastad.synsets import synsets
 
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """A selection of one split. `classes` empty means all, less `exclude_classes`; `class_count` and `size` are drawn
-    by `seed`, and nested: a larger draw begins with the smaller one."""
+    """A selection of one split. `classes` empty means all; less `exclude_classes`, and less the classes on the lists
+    `exclude_synsets` (`fastad.synsets`), of which the set may lack any. `class_count` and `size` are drawn by `seed`,
+    and nested: a larger draw begins with the smaller one."""
 
     split: str = "train"
     classes: tuple[str, ...] = ()
     exclude_classes: tuple[str, ...] = ()
+    exclude_synsets: tuple[str, ...] = ()
     class_count: int | None = None
     size: int | None = None
     seed: int = 0
@@ -40,11 +44,13 @@ def select(view: View, manifest: Manifest, exclude_hashes: np.ndarray | None = N
     if wanted is not None:
         rows = rows[wanted[manifest.class_index[split.start : split.stop]]]
     if exclude_hashes is not None:
-        rows = rows[~np.isin(manifest.content_hash[rows], exclude_hashes)]
+        rows = rows[~stand_in(content_hashes(manifest, rows), exclude_hashes)]
     if not len(rows):
         chosen = f"classes {', '.join(view.classes)}" if view.classes else "this split"
+        excludes = view.exclude_classes or view.exclude_synsets or exclude_hashes is not None
         raise FastadError(
-            f"{manifest.folder} has no {view.split} images of {chosen}: choose another class, set or split"
+            f"{manifest.folder} has no {view.split} images of {chosen}{' but excluded ones' if excludes else ''}: "
+            f"choose another class, set or split{', or exclude less' if excludes else ''}"
         )
     if view.size is None:
         return rows
@@ -55,17 +61,37 @@ def select(view: View, manifest: Manifest, exclude_hashes: np.ndarray | None = N
     return rows[generator(view.seed, "view", "rows").permutation(len(rows))[: view.size]]
 
 
+def content_hashes(manifest: Manifest, rows: np.ndarray) -> np.ndarray:
+    """The rows' hashes, uint64 [n]; raises `FastadError` where the set was converted without them."""
+    hashes = manifest.content_hash[rows]
+    if not hashes.all():
+        raise FastadError(
+            f"{manifest.folder} was converted with --unchecked, so its duplicates are not known: "
+            "convert it without, or exclude none"
+        )
+    return hashes
+
+
+def stand_in(hashes: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Whether each content hash is among the others, bool [n]; for millions faster than `np.isin`."""
+    if not len(others):
+        return np.zeros(len(hashes), dtype=bool)
+    others = np.sort(others)
+    return others.take(np.searchsorted(others, hashes), mode="clip") == hashes
+
+
 def _wanted_classes(view: View, manifest: Manifest) -> np.ndarray | None:
     """Whether each class index is wanted, bool [classes + 1], the last for "no class"; None for all samples alike."""
     known = set(manifest.classes)
     for name in (*view.classes, *view.exclude_classes):
         if name not in known:
             raise unknown(f"class of {manifest.name}", name, manifest.classes)
-    if not (view.classes or view.exclude_classes or view.class_count is not None):
+    excluded = known & {*view.exclude_classes, *chain.from_iterable(map(synsets, view.exclude_synsets))}
+    if not (view.classes or excluded or view.class_count is not None):
         return None
-    named = set(view.classes or manifest.classes) - set(view.exclude_classes)
+    named = set(view.classes or manifest.classes) - excluded
     chosen = [index for index, name in enumerate(manifest.classes) if name in named]
-    if view.class_count is not None:
+    if chosen and view.class_count is not None:
         if not 1 <= view.class_count <= len(chosen):
             raise FastadError(f"{view.class_count} classes asked of {manifest.folder}: ask for 1 to {len(chosen)}")
         chosen = generator(view.seed, "view", "classes").permutation(chosen)[: view.class_count].tolist()

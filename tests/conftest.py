@@ -6,10 +6,12 @@ import struct
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from fastad.manifest import Manifest
 from fastad.recipe import Recipe, parse
@@ -35,6 +37,15 @@ def samples():
 '''
 
 
+# Twelve photographs in Debian's package mate-backgrounds.
+PHOTOGRAPHS = Path("/usr/share/backgrounds/mate/nature")
+CROP_FILES: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("jpg", {"quality": 92}),
+    ("png", {}),
+    ("webp", {"lossless": True, "method": 0}),
+)
+
+
 def write_converter(path: Path, *, classes: tuple[str, ...], counts: dict[str, int], seed: int, size: int = 28) -> Path:
     path.write_text(CONVERTER.format(classes=classes, counts=counts, seed=seed, size=size))
     return path
@@ -47,6 +58,30 @@ def write_idx(path: Path, array: np.ndarray) -> bytes:
     return data
 
 
+def write_crops(photographs: Path, raw: Path, *, counts: dict[str, int], side_px: tuple[int, int] = (200, 380)) -> None:
+    """Crops of photographs as a tree `<split>/<class>/<number>.<suffix>`, a class a photograph, the same every time.
+
+    Sides are drawn from `side_px`. Splits do not overlap: the first is cut from the left seven tenths of a photograph,
+    the second from what is right of them. JPEG, PNG and lossless WebP take turns.
+    """
+    for number, path in enumerate(sorted(photographs.glob("*.jpg"))):
+        with Image.open(path) as photograph:
+            pixels = np.asarray(photograph.convert("RGB"))
+        border = pixels.shape[1] * 7 // 10
+        for split, part in zip(counts, (pixels[:, :border], pixels[:, border:]), strict=False):
+            folder = raw / split / path.stem
+            folder.mkdir(parents=True)
+            rng = np.random.default_rng([number, len(split)])
+            for index in range(counts[split]):
+                height, width = rng.integers(side_px[0], side_px[1], 2, endpoint=True)
+                top, left = (
+                    rng.integers(whole - side + 1) for whole, side in zip(part.shape, (height, width), strict=False)
+                )
+                crop = Image.fromarray(part[top : top + height, left : left + width])
+                suffix, options = CROP_FILES[index % len(CROP_FILES)]
+                crop.save(folder / f"{index:04d}.{suffix}", **options)
+
+
 def run_with_small_files(limit_bytes: int, *arguments: object) -> subprocess.CompletedProcess[str]:
     """`fastad …` in a process that may write no file larger than that, which to it looks like a full disk."""
     return subprocess.run(
@@ -57,6 +92,16 @@ def run_with_small_files(limit_bytes: int, *arguments: object) -> subprocess.Com
         capture_output=True,
         text=True,
     )
+
+
+@pytest.fixture(scope="session")
+def crops(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Natural photographs to convert: 12 classes, 6 train and 3 test images each, of 200 to 380 px a side."""
+    if not PHOTOGRAPHS.is_dir():
+        pytest.skip("needs Debian's package mate-backgrounds")
+    raw = tmp_path_factory.mktemp("crops")
+    write_crops(PHOTOGRAPHS, raw, counts={"train": 6, "test": 3})
+    return raw
 
 
 @pytest.fixture(scope="session")

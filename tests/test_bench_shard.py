@@ -24,7 +24,7 @@ def test_a_small_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_simulation_selects_what_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
-    sizes = {"SIMULATED_ROWS": 20_000, "SIMULATED_CLASSES": 200, "EXCLUDED_CLASSES": 50, "SUBSET": 64}
+    sizes = {"SIMULATED_ROWS": 20_000, "SIMULATED_CLASSES": 4_000, "TEST_IMAGES": 100, "SUBSET": 64}
     for name, value in sizes.items():
         monkeypatch.setattr(bench_shard, name, value)
     found = simulate()

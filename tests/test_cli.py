@@ -1,5 +1,6 @@
 """The command line: what a user sees, exit codes, and one line for each mistake."""
 
+import io
 import json
 import os
 import shutil
@@ -10,9 +11,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from torchvision.datasets import ImageFolder
+from torchvision.transforms import v2
 
 from fastad import __version__, cli
+from fastad.manifest import open_set
+from fastad.reader import ShardReader
 from fastad.recipe import Recipe, dump
+
+# Levels, on average over an image: what rounding Pillow's resizing and torchvision's of tensors differ in, and what a
+# JPEG of quality 95 loses of a grainy photograph.
+RESIZING_DIFFERENCE, JPEG_LOSS = 0.2, 3.0
 
 
 class Done:
@@ -84,6 +93,8 @@ def test_from_raw_images_to_a_report(fastad: Shell, home: Path, toml: Path, tmp_
         assert grid.width > 300
     facts = json.loads(fastad("inspect", shards / "blobs", "--json").out)
     assert facts["splits"] == {"train": 120, "test": 60}
+    against = json.loads(fastad("inspect", shards / "extras", "--against", shards / "blobs", "--json").out)
+    assert against["duplicates_in"] == {"blobs": {"train": {"train": 0, "test": 0}}}
 
     command = ["train", toml, "--class", "middle", "--class", "low/mid", "--seed", 1, "--seed", 2]
     command += ["--objective", "hsc", "--shards", shards, "--out", out, "--set", "optim.epochs=2"]
@@ -106,6 +117,46 @@ def test_from_raw_images_to_a_report(fastad: Shell, home: Path, toml: Path, tmp_
         assert auroc["low"] <= auroc["value"] <= auroc["high"]
     assert fastad("report", out, "--out", tmp_path / "report").code == 0
     assert (tmp_path / "report" / "report.html").stat().st_size > 10_000
+
+
+def as_jpeg(pixels: np.ndarray) -> np.ndarray:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "JPEG", quality=95)
+    return np.asarray(Image.open(buffer))
+
+
+def test_photographs_become_what_torchvision_reads_and_resizes(fastad: Shell, crops: Path, tmp_path: Path) -> None:
+    """JPEG, PNG and WebP mixed; larger images are resized to 256 px, and smaller JPEGs pass byte for byte."""
+    assert (
+        "108 images in 2 shards, 0 left out" in fastad("shard", "folder", crops, "--out", tmp_path, "--resize", 256).out
+    )
+    assert "whole, 108 images" in fastad("verify", tmp_path / "folder", "--level", "decode").out
+    shown = fastad("inspect", tmp_path / "folder", "--grid", tmp_path / "grid.png").out
+    with Image.open(tmp_path / "grid.png") as grid:
+        assert grid.height > 12 * 96
+    assert shown.count("Aqua: ") == 2 and "WEBP RGB to RGB" in shown and "PNG RGB to RGB, resized" in shown
+
+    manifest = open_set(tmp_path / "folder")
+    reader, row_of = ShardReader(manifest), {key.decode(): row for row, key in enumerate(manifest.key)}
+    resize, passed = v2.Resize(256, antialias=True), 0
+    for split in ("train", "test"):
+        expected = ImageFolder(str(crops / split), transform=v2.PILToTensor())
+        assert tuple(expected.classes) == manifest.classes
+        assert len(expected) == len(manifest.split_rows(split))
+        for (path, label), (image, _) in zip(expected.samples, expected, strict=True):
+            row = row_of[str(Path(path).relative_to(crops).with_suffix(""))]
+            assert row in manifest.split_rows(split) and manifest.class_index[row] == label
+            larger = min(image.shape[1:]) > 256
+            pixels = (resize(image) if larger else image).permute(1, 2, 0).numpy()
+            if path.endswith("jpg") and not larger:
+                passed += 1
+                np.testing.assert_array_equal(reader.image(row), pixels)
+                assert manifest.size[row] == Path(path).stat().st_size
+                continue
+            found = reader.image(row).astype(int)
+            difference, loss = np.abs(found - as_jpeg(pixels)), np.abs(found - pixels)
+            assert difference.mean() < RESIZING_DIFFERENCE and loss.mean() < JPEG_LOSS, path
+    assert passed > 5
 
 
 def test_mistakes_are_one_line_and_exit_code_2(fastad: Shell, home: Path, toml: Path, tmp_path: Path) -> None:

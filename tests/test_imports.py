@@ -9,11 +9,11 @@ import fastad
 
 ORDER = (
     *("__init__", "errors", "seeds", "files", "progress", "tar", "encode", "card"),
-    *("manifest", "listing", "shard", "verify", "reader", "inspect", "view", "plan", "augment", "pipeline"),
+    *("manifest", "listing", "shard", "verify", "reader", "synsets", "view", "inspect", "plan", "augment", "pipeline"),
     *("networks", "objectives", "recipe", "run", "group", "evaluate", "train"),
     *("tables", "figures", "page", "report", "quickstart", "bench", "bench_shard", "cli", "__main__"),
 )
-LIGHT = {"manifest", "view", "plan", "augment", "reader", "shard", "verify", "inspect"}
+LIGHT = {"manifest", "synsets", "view", "plan", "augment", "reader", "shard", "verify", "inspect"}
 
 FOLDER = Path(fastad.__file__).parent
 

@@ -35,13 +35,16 @@ def test_every_set_that_a_shipped_recipe_names_has_a_converter() -> None:
 
 
 def test_overrides_reach_every_field(recipe: Recipe) -> None:
-    assert len(known_keys()) == 25
+    assert len(known_keys()) == 26
     found = load("digits", ["optim.lr=1e-4", "data.oe_size=64", "optim.milestones=[2, 3]", "data.oe=mnist", "name=x"])
     assert (found.optim.lr, found.data.oe_size, found.optim.milestones) == (1e-4, 64, (2, 3))
     assert (found.data.oe, found.name) == ("mnist", "x")
     assert load("digits", ["data.oe=none"]).data.oe is None
     assert load("digits", ["augment.std=0.5"]).augment.std == (0.5,)
     assert load("digits", ["objectives=bce"]).objectives == ("bce",)
+    assert load("digits").data.oe_exclude_synsets == ("imagenet1k",)
+    assert load("digits", ["data.oe_exclude_synsets=imagenet30"]).data.oe_exclude_synsets == ("imagenet30",)
+    assert load("digits", ["data.oe_exclude_synsets=[]"]).data.oe_exclude_synsets == ()
 
 
 @pytest.mark.parametrize(
@@ -58,6 +61,7 @@ def test_overrides_reach_every_field(recipe: Recipe) -> None:
         ("optim.lr=nan", r"recipe key optim\.lr must be at least 0, found nan"),
         ("augment.flip_probability=1.5", "must be at least 0 and at most 1, found 1.5"),
         ("data.oe_order=windows", r"unknown data\.oe_order 'windows': did you mean window"),
+        ("data.oe_exclude_synsets=imagenet3", r"unknown data\.oe_exclude_synsets 'imagenet3': did you mean imagenet30"),
         ("network=lenet", "unknown network 'lenet': did you mean mnist-lenet"),
         ("objectives=[]", "recipe key objectives is empty"),
         ('objectives=["hsd"]', "unknown objective 'hsd': did you mean hsc"),

@@ -23,7 +23,7 @@ from fastad.files import sha256
 from fastad.listing import Converter, find_converter
 from fastad.manifest import Sample, open_set
 from fastad.shard import convert
-from fastad.tar import member
+from fastad.tar import member, members, text_members
 from fastad.verify import verify
 
 COUNTS = {"train": 500, "test": 40}
@@ -311,3 +311,34 @@ def test_verify_decode_finds_columns_that_were_written_wrong(column: str, home: 
 def test_an_unknown_level_shows_the_nearest(home: Path) -> None:
     with pytest.raises(FastadError, match="unknown level 'sizes': did you mean size"):
         verify(home / "blobs", "sizes")
+
+
+def test_members_made_at_once_are_those_made_one_by_one() -> None:
+    rng = np.random.default_rng(0)
+    names = [f"k{'x' * int(length)}-{index}" for index, length in enumerate(rng.integers(0, 90, 40))]
+    data = rng.integers(0, 256, (40, 700), dtype=np.uint8)
+    texts = [str(10 ** (index % 5)) for index in range(40)]
+    large = members(np.array(names, "S"), data)
+    small = text_members(np.array(names, "S"), np.array(texts, "S"))
+    for index, name in enumerate(names):
+        assert large[index].tobytes() == b"".join(member(name, data[index].tobytes()))
+        assert small[index].tobytes() == b"".join(member(name, texts[index].encode()))
+
+
+@pytest.mark.parametrize("classes", ["all", "none", "some"])
+def test_arrays_written_at_once_are_as_those_written_one_by_one(
+    classes: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def samples() -> Iterator[Sample]:
+        rng = np.random.default_rng(5)
+        for index in range(1_234):
+            named = classes == "all" or (classes == "some" and index % 3 == 0)
+            image = rng.integers(0, 256, (9, 7, 3), dtype=np.uint8)
+            yield Sample(f"image-{index}", image, f"c{index % 12}" if named else None, "train")
+
+    converter = Converter("arrays", samples, "tests", "CC0", None, "")
+    monkeypatch.setattr(shard, "find_converter", lambda name: converter)
+    convert("arrays", None, tmp_path / "at-once", workers=1)
+    monkeypatch.setattr(shard, "_is_uniform", lambda job: False)
+    convert("arrays", None, tmp_path / "one-by-one", workers=1)
+    assert contents(tmp_path / "at-once" / "arrays") == contents(tmp_path / "one-by-one" / "arrays")

@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,12 +18,13 @@ from sklearn.datasets import load_sample_images
 from fastad import shard
 from fastad.encode import Encoding
 from fastad.errors import FastadError
-from fastad.inspect import facts, grid
+from fastad.inspect import facts, grid, summary
 from fastad.listing import Converter
 from fastad.manifest import FileRange, Manifest, Sample
 from fastad.reader import ShardReader
 from fastad.shard import Part, convert
 from fastad.verify import verify
+from fastad.view import View, select
 
 COUNT = 40
 
@@ -90,6 +92,33 @@ def test_inspect_shows_sizes_and_duplicates(photos: Path, tmp_path: Path) -> Non
     low, high = found["width_px"]
     assert 70 <= low < high < 200
     assert grid(manifest).width > 500
+
+
+def test_inspect_names_what_was_left_out_and_what_also_stands_in_another_set(photos: Path, tmp_path: Path) -> None:
+    first = done(convert("photos", photos, tmp_path / "first", options={"limit": 25}, workers=1))
+    spoil(photos)
+    second = done(convert("photos", photos, tmp_path / "second", max_bad=0.1, workers=1))
+    assert facts(second)["duplicates_in"] == {}
+    # The first set holds 25 of the 40, of which one was spoilt since.
+    assert facts(second, first)["duplicates_in"] == {"photos": {"train": {"train": 24}}}
+    text = summary(second, first)
+    for line in ("2 left out as unusable, 0 duplicates", "  china/05: empty", "  flower/07: image file is truncated"):
+        assert line in text
+    assert "train: 38 images\n  24 stand, pixel for pixel, in photos's train\n  china: 19\n  flower: 19" in text
+    many = replace(second, facts=second.facts | {"rejects": [{"key": f"{n}", "reason": "empty"} for n in range(25)]})
+    assert "  19: empty\n  …\n" in summary(many) and "20: empty" not in summary(many)
+
+
+def test_inspect_counts_the_synsets_of_each_list(photos: Path, tmp_path: Path) -> None:
+    photographs = done(convert("photos", photos, tmp_path, workers=1))
+    assert facts(photographs)["synsets"] == {}
+    # Tench and acorn.
+    ours = replace(photographs, classes=("n01440764", "n12267677"))
+    assert facts(ours)["synsets"] == {
+        "imagenet30": {"listed": 30, "held": 1, "images": 20},
+        "imagenet1k": {"listed": 1_000, "held": 2, "images": 40},
+    }
+    assert "holds 2 of the 1,000 synsets of imagenet1k: 40 images" in summary(ours)
 
 
 def test_a_range_of_a_tar_is_read_in_place(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -208,3 +237,39 @@ def test_the_index_drives_dali_through_jpegs(photos: Path, tmp_path: Path) -> No
     for row, image in enumerate(found):
         with Image.open(io.BytesIO((photos / f"{manifest.key[row].decode()}.jpg").read_bytes())) as expected:
             np.testing.assert_array_equal(np.asarray(image), np.asarray(expected))
+
+
+def test_an_unchecked_set_verifies_and_says_that_its_duplicates_are_unknown(photos: Path, tmp_path: Path) -> None:
+    manifest = done(convert("photos", photos, tmp_path, encoding=Encoding(checked=False), workers=1))
+    assert len(verify(manifest.folder, "decode").key) == COUNT
+    assert facts(manifest)["duplicates"] is None
+    assert "duplicates not known" in summary(manifest)
+    with pytest.raises(FastadError, match="was converted with --unchecked, so its duplicates are not known"):
+        select(View(), manifest, exclude_hashes=np.ones(1, np.uint64))
+
+
+def test_a_damaged_image_of_an_unchecked_set_is_found_by_verify(photos: Path, tmp_path: Path) -> None:
+    path = photos / "china" / "03.jpg"
+    path.write_bytes(path.read_bytes()[:-300])
+    manifest = done(convert("photos", photos, tmp_path, encoding=Encoding(checked=False), workers=1))
+    with pytest.raises(FastadError, match="sample china/03 does not decode"):
+        verify(manifest.folder, "decode")
+
+
+def test_arrays_that_vanish_while_they_are_written_are_named(tmp_path: Path) -> None:
+    job = shard._Job(
+        folder=tmp_path,
+        name="train-00000",
+        encoding=Encoding(),
+        files=np.array([str(tmp_path / "spool.bin")]),
+        file=np.zeros(3, np.int32),
+        offset=np.arange(3) * 16,
+        size=np.full(3, 16),
+        shape=np.tile([4, 4, 1], (3, 1)),
+        class_index=np.zeros(3, np.int32),
+        key=np.array([b"a", b"b", b"c"]),
+    )
+    (tmp_path / "spool.bin").write_bytes(bytes(40))
+    with pytest.raises(FastadError, match=r"spool\.bin cannot be read to its end"):
+        shard._write_shard(job)
+    assert not list(tmp_path.glob("*.tar"))

@@ -1,6 +1,7 @@
 """Converters of image files: what they list, in place and in order, and what they refuse."""
 
 import io
+import shutil
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,8 @@ import torchvision
 from PIL import Image
 
 from fastad.errors import FastadError
-from fastad.manifest import FileRange, Sample
+from fastad.manifest import FileRange, Manifest, Sample
+from fastad.reader import ShardReader
 from fastad.shard import convert
 from fastad_tools import folder, imagenet1k, imagenet22k, imagenet30, mvtec
 from fastad_tools._files import sample_keys
@@ -121,6 +123,7 @@ def test_a_folder_of_photographs_becomes_shards(tmp_path: Path) -> None:
     assert manifest is not None
     assert manifest.classes == ("a", "b")
     assert len(manifest.key) == 6
+    assert_same_images(manifest, "train", torchvision.datasets.ImageFolder(str(tmp_path / "raw" / "train")))
 
 
 @pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
@@ -173,15 +176,67 @@ def test_what_holds_no_synsets_or_cannot_be_read_in_place_is_said(tmp_path: Path
         list(imagenet22k.samples(tmp_path / "packed"))
 
 
-def write_devkit(raw: Path, wnids: tuple[str, ...], labels: list[int]) -> None:
-    table = np.array(
-        [(index, wnid, 0) for index, wnid in enumerate(wnids, start=1)],
-        dtype=[("ILSVRC2012_ID", "O"), ("WNID", "O"), ("num_children", "O")],
-    )
+DEVKIT_FIELDS = (
+    *("ILSVRC2012_ID", "WNID", "words", "gloss", "num_children", "children", "wordnet_height", "num_train_images"),
+)
+
+
+def write_devkit(raw: Path, wnids: tuple[str, ...], labels: list[int]) -> Path:
+    """The devkit's folder; after the classes comes a parent of the first two, as parents do in the published table."""
+    rows = [
+        (index, wnid, f"{wnid}, a synset", "what it is", 0, np.zeros(0), 0, 1_300)
+        for index, wnid in enumerate(wnids, start=1)
+    ]
+    rows.append((len(wnids) + 1, "n00001740", "parent", "of two", 2, np.array([1, 2]), 1, 0))
+    table = np.empty((len(rows), 1), dtype=[(name, "O") for name in DEVKIT_FIELDS])
+    table[:, 0] = rows
     data = raw / "ILSVRC2012_devkit_t12" / "data"
     data.mkdir(parents=True)
     scipy.io.savemat(data / "meta.mat", {"synsets": table})
     (data / "ILSVRC2012_validation_ground_truth.txt").write_text("".join(f"{label}\n" for label in labels))
+    return data.parent
+
+
+def assert_same_images(manifest: Manifest | None, split: str, expected: torchvision.datasets.ImageFolder) -> None:
+    """The split holds the pixels and labels that torchvision reads, in its order."""
+    assert manifest is not None
+    rows = np.asarray(manifest.split_rows(split))
+    rows = rows[np.argsort(manifest.source_index[rows])]
+    assert manifest.class_index[rows].tolist() == expected.targets
+    for row, (image, _) in zip(rows, expected, strict=True):
+        np.testing.assert_array_equal(ShardReader(manifest).image(row), np.asarray(image))
+
+
+@pytest.mark.filterwarnings("ignore:Python 3.14 will:DeprecationWarning")  # of how torchvision extracts
+def test_imagenet1k_is_what_torchvision_reads_of_the_published_archives(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    labels = [2, 1, 3, 1, 3]
+    raw, parts = tmp_path / "raw", tmp_path / "parts"
+    raw.mkdir()
+    imagenet("tar of tars", parts).rename(raw / "ILSVRC2012_img_train.tar")
+    images = {f"ILSVRC2012_val_{number:08d}.JPEG": jpeg(200 + number) for number in range(1, len(labels) + 1)}
+    write_tar(raw / "ILSVRC2012_img_val.tar", images)
+    with tarfile.open(raw / "ILSVRC2012_devkit_t12.tar.gz", "w:gz") as tar:
+        # The classes' numbers are not in the order of their ids.
+        tar.add(write_devkit(parts, (WNIDS[2], WNIDS[0], WNIDS[1]), labels), "ILSVRC2012_devkit_t12")
+    manifest = convert("imagenet1k", raw, tmp_path / "shards", workers=1)
+    shutil.copytree(raw, tmp_path / "unpacked")
+    for part, (name, _) in torchvision.datasets.imagenet.ARCHIVE_META.items():
+        monkeypatch.setitem(torchvision.datasets.imagenet.ARCHIVE_META, part, (name, None))
+    for split, part in (("train", "train"), ("test", "val")):
+        expected = torchvision.datasets.ImageNet(tmp_path / "unpacked", part)
+        assert manifest is not None and list(manifest.classes) == expected.wnids
+        assert_same_images(manifest, split, expected)
+
+
+def test_imagenet22k_is_what_torchvision_reads(tmp_path: Path) -> None:
+    imagenet("tars", tmp_path / "tars")
+    manifest = convert("imagenet22k", tmp_path / "tars", tmp_path / "shards", workers=1)
+    assert manifest is not None
+    expected = torchvision.datasets.ImageFolder(str(imagenet("folders", tmp_path / "folders")))
+    assert list(manifest.classes) == expected.classes
+    assert_same_images(manifest, "train", expected)
 
 
 @pytest.mark.parametrize("form", ["folders", "flat", "flat tar"])
@@ -246,6 +301,13 @@ def test_imagenet30_is_the_benchmarks_release_without_its_stray_file(tmp_path: P
     found = listed(imagenet30.samples(tmp_path))
     assert len(found) == 60
     assert found["test/volcano/images/0"] == ("volcano", "test", jpeg(29))
+    manifest = convert("imagenet30", tmp_path, tmp_path / "shards", workers=1)
+    for split in ("train", "test"):
+        expected = torchvision.datasets.ImageFolder(
+            str(tmp_path / f"one_class_{split}"), is_valid_file=lambda path: "._" not in path
+        )
+        assert expected.classes == list(imagenet30.CLASSES)
+        assert_same_images(manifest, split, expected)
     (tmp_path / "one_class_test" / "acorn").rename(tmp_path / "elsewhere")
     with pytest.raises(
         FastadError, match="no folder .*one_class_test/acorn: give the folder that holds the whole release"

@@ -280,6 +280,42 @@ def test_oe_images_that_stand_in_the_test_split_can_be_left_out(recipe: Recipe, 
         make_plan(without, open_sets(without, tmp_path), "middle", seed=1)
 
 
+def test_synsets_of_a_list_are_left_out_of_oe_and_counted(
+    recipe: Recipe, home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from conftest import write_converter
+
+    from fastad.shard import convert
+
+    # Tench and acorn, and two synsets that are of no challenge.
+    synsets = ("n01440764", "n12267677", "n00000001", "n15075142")
+    convert(str(write_converter(tmp_path / "all22k.py", classes=synsets, counts={"train": 80}, seed=4)), None, tmp_path)
+    (tmp_path / "blobs").symlink_to(home / "blobs")
+    for names, left, said in (
+        (("imagenet1k",), {2, 3}, "all22k holds 2 of the 1,000 synsets of imagenet1k: their images are never OE"),
+        (("imagenet30",), {0, 2, 3}, "all22k holds 1 of the 30 synsets of imagenet30: their images are never OE"),
+        ((), {0, 1, 2, 3}, ""),
+    ):
+        asked = replace(recipe, data=replace(recipe.data, oe="all22k", oe_exclude_synsets=names))
+        capsys.readouterr()
+        sets = open_sets(asked, tmp_path)
+        assert sets.oe is not None
+        assert set(sets.oe.manifest.class_index[make_plan(asked, sets, "middle", seed=1).oe]) == left
+        found = capsys.readouterr().err
+        assert said in found if said else "never OE" not in found
+    open_sets(recipe, home)
+    assert "never OE" not in capsys.readouterr().err
+
+
+def test_checkpoints_know_the_set_whose_test_images_were_left_out(recipe: Recipe, home: Path) -> None:
+    without = replace(recipe, data=replace(recipe.data, oe_exclude_duplicates_of="blobs"))
+    sets, plain = open_sets(without, home), open_sets(recipe, home)
+    assert sets.never_oe is not None
+    assert sets.fingerprint() == [*plain.fingerprint(), sets.never_oe.fingerprint]
+    changed = replace(sets, never_oe=replace(sets.never_oe, fingerprint="other"))
+    assert changed.fingerprint() != sets.fingerprint()
+
+
 def test_transposed_oe_is_trained_on_transposed(recipe: Recipe, home: Path) -> None:
     turned = replace(recipe, data=replace(recipe.data, oe_transpose=True))
     batches = []

@@ -5,7 +5,8 @@ import pytest
 
 from fastad.errors import FastadError
 from fastad.manifest import Manifest
-from fastad.view import View, select
+from fastad.synsets import synsets
+from fastad.view import View, select, stand_in
 
 
 def test_classes_partition_a_split(blobs: Manifest) -> None:
@@ -59,6 +60,40 @@ def test_excluded_classes_and_images_are_never_drawn(extras: Manifest) -> None:
     assert sorted({*range(90)} - set(left)) == [3, 50]
     with pytest.raises(FastadError, match="89 images asked"):
         select(View(size=89), extras, exclude_hashes=hashes)
+
+
+def test_synsets_on_a_list_are_never_drawn_and_a_set_may_lack_them(extras: Manifest) -> None:
+    from dataclasses import replace
+
+    # Tench and acorn; an acorn is also of ImageNet-30, and two ids are of no challenge.
+    ours = replace(extras, classes=("n01440764", "n12267677", "n00000001", "n15075142"))
+    for name, left in (("imagenet1k", {2, 3}), ("imagenet30", {0, 2, 3})):
+        rows = select(View(exclude_synsets=(name,)), ours)
+        assert set(ours.class_index[rows]) == left
+        np.testing.assert_array_equal(rows, select(View(classes=tuple(ours.classes[index] for index in left)), ours))
+        drawn = select(View(exclude_synsets=(name,), class_count=2, seed=3), ours)
+        assert set(ours.class_index[drawn]) <= left
+    both = select(View(exclude_synsets=("imagenet30",), exclude_classes=("n00000001",)), ours)
+    assert set(ours.class_index[both]) == {0, 3}
+    np.testing.assert_array_equal(
+        select(View(exclude_synsets=("imagenet1k",), size=9), extras), select(View(size=9), extras)
+    )
+    only = replace(extras, classes=synsets("imagenet1k")[:4])
+    for count in (None, 1):
+        with pytest.raises(FastadError, match="no train images of this split but excluded ones: .* or exclude less"):
+            select(View(exclude_synsets=("imagenet1k",), class_count=count), only)
+    with pytest.raises(FastadError, match="unknown list of synsets 'imagenet': did you mean imagenet"):
+        select(View(exclude_synsets=("imagenet",)), ours)
+
+
+def test_hashes_stand_in_others_as_in_a_set_of_them() -> None:
+    rng = np.random.default_rng(0)
+    hashes = rng.integers(0, 2**64, 500, dtype=np.uint64)
+    others = np.concatenate([hashes[::7], rng.integers(0, 2**64, 90, dtype=np.uint64)])
+    ends = np.array([0, 2**64 - 1], dtype=np.uint64)
+    for among in (others, others[:1], np.concatenate([others, ends]), others[:0]):
+        wanted = np.concatenate([hashes, ends])
+        assert stand_in(wanted, among).tolist() == [value in set(among.tolist()) for value in wanted.tolist()]
 
 
 def test_images_of_no_class_are_in_every_view_that_names_no_class(extras: Manifest) -> None:

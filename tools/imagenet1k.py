@@ -9,6 +9,7 @@ Where there is a folder and a tar of the same images, the folder is read.
 
 import re
 from collections.abc import Container, Iterator
+from importlib import resources
 from pathlib import Path
 
 from fastad.errors import FastadError
@@ -37,6 +38,11 @@ def synsets_of(raw: Path, only: Container[str] | None = None) -> Iterator[Sample
     for split, found in sources.items():
         kept = {wnid: source for wnid, source in found.items() if only is None or wnid in only}
         yield from synset_samples(kept, split, f"{split}/")
+
+
+def wnids() -> tuple[str, ...]:
+    """The WordNet ids of the challenge's 1,000 synsets, sorted, which is the usual order of its classes."""
+    return tuple(resources.files("fastad_tools").joinpath("data", "imagenet1k_synsets.txt").read_text().split())
 
 
 def _folder_or_tar(raw: Path, part: str) -> Path | None:
