@@ -56,6 +56,9 @@ def shard(
     out: Annotated[Path | None, typer.Option("--out", help="Shard home [default: $FASTAD_SHARDS or ./shards]")] = None,
     resize: Annotated[int | None, typer.Option(min=1, help="Short side in px of images that are larger")] = None,
     quality: Annotated[int | None, typer.Option(min=1, max=100, help="Of the JPEGs written [default: 95]")] = None,
+    in_place: Annotated[
+        bool, typer.Option("--in-place", help="Copy nothing, link to the source: for raw pixels in one file")
+    ] = False,
     max_bad: Annotated[str, typer.Option(help="Stop if more images than this cannot be used")] = "0.5%",
     split: Annotated[str | None, typer.Option(help="Which part of the source, for sets that have several")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first N images, for sets that allow it")] = None,
@@ -72,6 +75,7 @@ def shard(
         raw,
         shard_home(out),
         encoding=Encoding(resize, quality),
+        in_place=in_place,
         options={key: value for key, value in (("split", split), ("limit", limit)) if value is not None},
         max_bad=_share(max_bad),
         part=Part(*_part(part)),

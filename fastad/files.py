@@ -68,6 +68,18 @@ def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode())
 
 
+def link(path: Path, target: Path) -> None:
+    """Makes `path` a symbolic link to `target`, atomically."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        temporary.unlink(missing_ok=True)
+        temporary.symlink_to(target)
+        os.replace(temporary, path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise _unwritable(path, error) from error
+
+
 def append_line(path: Path, line: str) -> None:
     """Adds a line to a text file; raises `FastadError` where the disk is full. A kill may leave the last line cut."""
     try:

@@ -9,7 +9,7 @@ import fastad
 
 ORDER = (
     *("__init__", "errors", "seeds", "files", "progress", "tar", "encode", "card"),
-    *("manifest", "listing", "shard", "verify", "reader", "inspect", "view", "plan", "augment", "pipeline"),
+    *("manifest", "listing", "in_place", "shard", "reader", "verify", "inspect", "view", "plan", "augment", "pipeline"),
     *("networks", "objectives", "recipe", "run", "group", "evaluate", "train"),
     *("tables", "figures", "page", "report", "quickstart", "bench", "bench_shard", "cli", "__main__"),
 )
