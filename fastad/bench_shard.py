@@ -51,7 +51,7 @@ def measure_shard(workers: int | None, repeats: int) -> dict[str, Any]:
       `unchecked_ratio`: the same JPEGs, neither decoded nor their pixels hashed. What that and the SHA-256 of their
       bytes, which both include, cost one core stands in `us_an_image`.
     - `resize_ratio`: resized JPEGs, against as many loops as there are workers of the fastest libraries on one core
-      (simplejpeg, and PyTorch's resizing of 8-bit images); the rate of a loop of Pillow's stands beside it.
+      (simplejpeg, PyTorch's resizing of 8-bit images, Pillow's encoder); that of Pillow alone stands beside it.
     - `simulated_set`: seconds and peak memory of opening and selecting among 14.2 million rows.
     """
     workers = workers or len(os.sched_getaffinity(0))
@@ -178,19 +178,20 @@ def _copy(photos: list[Path], count: int, folder: Path) -> None:
         os.fsync(file.fileno())
 
 
-def _resize(file: bytes) -> bytes:
+def _resize(file: bytes) -> None:
     image = torch.from_numpy(simplejpeg.decode_jpeg(file)).unsqueeze(0).permute(0, 3, 1, 2)
     size = (RESIZE_PX, int(image.shape[3] * RESIZE_PX / image.shape[2]))
     smaller = torch.nn.functional.interpolate(image, size, mode="bilinear", antialias=True)
-    pixels = smaller.permute(0, 2, 3, 1)[0].contiguous().numpy()
-    encoded: bytes = simplejpeg.encode_jpeg(pixels, QUALITY, colorsubsampling="420")
-    return encoded
+    _encode(Image.fromarray(smaller.permute(0, 2, 3, 1)[0].numpy()))
 
 
 def _resize_by_pillow(file: bytes) -> None:
     with Image.open(io.BytesIO(file)) as image:
-        size = (int(image.width * RESIZE_PX / image.height), RESIZE_PX)
-        image.resize(size, Image.Resampling.BILINEAR).save(io.BytesIO(), "JPEG", quality=QUALITY)
+        _encode(image.resize((int(image.width * RESIZE_PX / image.height), RESIZE_PX), Image.Resampling.BILINEAR))
+
+
+def _encode(image: Image.Image) -> None:
+    image.save(io.BytesIO(), "JPEG", quality=QUALITY)
 
 
 def _simulate_apart() -> dict[str, float]:

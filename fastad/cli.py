@@ -59,6 +59,9 @@ def shard(
     unchecked: Annotated[
         bool, typer.Option("--unchecked", help="Do not decode JPEGs that pass as they are: they were checked before")
     ] = False,
+    in_place: Annotated[
+        bool, typer.Option("--in-place", help="Copy nothing, link to the source: for raw pixels in one file")
+    ] = False,
     max_bad: Annotated[str, typer.Option(help="Stop if more images than this cannot be used")] = "0.5%",
     split: Annotated[str | None, typer.Option(help="Which part of the source, for sets that have several")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first N images, for sets that allow it")] = None,
@@ -75,6 +78,7 @@ def shard(
         raw,
         shard_home(out),
         encoding=Encoding(resize, quality, checked=not unchecked),
+        in_place=in_place,
         options={key: value for key, value in (("split", split), ("limit", limit)) if value is not None},
         max_bad=_share(max_bad),
         part=Part(*_part(part)),

@@ -6,19 +6,22 @@ Owns decoding, its checks, and the rules for images that are not plain RGB JPEGs
 - Everything else is converted as torchvision's `ImageFolder` does it, to RGB: palettes are looked up, alpha is dropped,
   CMYK is converted, of an animation the first frame is taken. 16-bit grey keeps its upper 8 bits. The result is an npy
   up to 64 px, else a JPEG.
+- An exact image (a mask) is a PNG: one that is a PNG passes byte for byte, others keep their pixels; to a smaller size
+  it comes by nearest neighbours.
 - EXIF orientation is never applied, as in `fastad.pipeline`.
 - What does not decode completely, or has more than `LARGEST_PIXELS` pixels, is refused.
 
-Plain JPEGs are decoded and encoded by libjpeg-turbo itself (simplejpeg), to the same pixels as by Pillow in three
-quarters of the time; whatever that refuses or does not know, Pillow judges. PyTorch resizes 8-bit images to within one
-level of Pillow in a quarter of its time (README, Development).
+Plain JPEGs are decoded by libjpeg-turbo itself (simplejpeg), to the same pixels as by Pillow in three quarters of the
+time; whatever that refuses or does not know, Pillow judges. PyTorch resizes 8-bit images to within one level of Pillow
+in a quarter of its time. Pillow encodes: simplejpeg does so with a coarser transform (README, Development).
 Use: `encode(path.read_bytes(), Encoding(resize_px=256)).data`.
 """
 
 import functools
 import io
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -32,6 +35,9 @@ from fastad.tar import npy_bytes
 LARGEST_NPY_PX = 64
 LARGEST_PIXELS = 100_000_000
 QUALITY = 95
+
+# How the axes of raw pixels may lie, the slowest first.
+AXIS_ORDERS = ("hwc", "hcw", "whc", "wch", "chw", "cwh")
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +74,10 @@ class BadImage(Exception):
     """An image that cannot be used; the message is the reason."""
 
 
-def encode(source: bytes | np.ndarray, encoding: Encoding) -> Encoded:
+def encode(source: bytes | np.ndarray, encoding: Encoding, *, exact: bool = False) -> Encoded:
     """The member for an encoded image, or for uint8 pixels [H, W, C]; raises `BadImage`."""
+    if exact:
+        return _exact(source, encoding)
     if isinstance(source, np.ndarray):
         return _of_array(source, encoding)
     may_pass = encoding.quality is None
@@ -126,30 +134,34 @@ def _decoded(source: bytes) -> tuple[np.ndarray, str]:
             return _jpeg_pixels(source), ""
         except ValueError:
             pass  # libjpeg-turbo warns of harmless damage too, such as bytes too many: Pillow tells which it is
-    try:
-        with _opened(source) as image:
-            _refuse_bomb(*image.size)
-            image.load()
-            is_plain = image.format == "JPEG" and image.mode in ("L", "RGB")
-            pixels = np.asarray(image if is_plain else _rgb(image))
-            return pixels.reshape(*pixels.shape[:2], -1), "" if is_plain else f"{image.format} {image.mode} to RGB"
-    except UnidentifiedImageError:
-        raise BadImage("not an image" if source else "empty") from None
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-        raise BadImage(str(error) or type(error).__name__) from error
-
-
-def _opened(source: bytes) -> Image.Image:
-    with warnings.catch_warnings():
-        # Pillow's own limit of pixels is a little lower.
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        return Image.open(io.BytesIO(source))
+    with _opened(source) as image:
+        is_plain = image.format == "JPEG" and image.mode in ("L", "RGB")
+        pixels = np.asarray(image if is_plain else _rgb(image))
+        return pixels.reshape(*pixels.shape[:2], -1), "" if is_plain else f"{image.format} {image.mode} to RGB"
 
 
 def _jpeg_pixels(source: bytes) -> np.ndarray:
     colours = simplejpeg.decode_jpeg_header(source)[2]
     pixels: np.ndarray = simplejpeg.decode_jpeg(source, colorspace=_PLAIN[colours])
     return pixels
+
+
+@contextmanager
+def _opened(source: bytes) -> Iterator[Image.Image]:
+    """An image that Pillow has loaded; what goes wrong with it is a `BadImage`."""
+    try:
+        with warnings.catch_warnings():
+            # Pillow's own limit of pixels is a little lower.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            image = Image.open(io.BytesIO(source))
+        with image:
+            _refuse_bomb(*image.size)
+            image.load()
+            yield image
+    except UnidentifiedImageError:
+        raise BadImage("not an image" if source else "empty") from None
+    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+        raise BadImage(str(error) or type(error).__name__) from error
 
 
 def _rgb(image: Image.Image) -> Image.Image:
@@ -161,17 +173,42 @@ def _rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
+def _exact(source: bytes | np.ndarray, encoding: Encoding) -> Encoded:
+    if isinstance(source, bytes):
+        with _opened(source) as image:
+            return _as_png(image, source, encoding)
+    if source.shape[-1] > 4:
+        raise BadImage(f"{source.shape[-1]} channels: exact images may have up to 4")
+    return _as_png(Image.fromarray(source[..., 0] if source.shape[-1] == 1 else source), b"", encoding)
+
+
+def _as_png(image: Image.Image, source: bytes, encoding: Encoding) -> Encoded:
+    smaller = encoding.makes_smaller(image.height, image.width)
+    if image.format == "PNG" and not smaller:
+        return Encoded("png", source, image.width, image.height, content_hash(_pixels(image)), "")
+    kept = image.resize(_smaller_size(image.size, encoding), Image.Resampling.NEAREST) if smaller else image
+    buffer = io.BytesIO()
+    kept.save(buffer, "PNG")
+    change = "resized" if smaller else f"{image.format or 'array'} to PNG"
+    return Encoded("png", buffer.getvalue(), *kept.size, content_hash(_pixels(kept)), change)
+
+
 def _resized(pixels: np.ndarray, encoding: Encoding) -> np.ndarray:
-    """The long side is cut to a whole number, as torchvision does it."""
     import torch  # takes seconds to import: for conversions that resize only
 
-    short = min(pixels.shape[:2])
-    wanted = encoding.resize_px or short
-    size = [wanted if side == short else int(side * wanted / short) for side in pixels.shape[:2]]
+    size = _smaller_size(pixels.shape[:2], encoding)
     # pixels[None] would have a stride of 0, by which torch does not know the layout as channels_last.
     image = torch.from_numpy(np.require(pixels, requirements="W")).reshape(1, *pixels.shape).permute(0, 3, 1, 2)
     smaller = torch.nn.functional.interpolate(image, size, mode="bilinear", antialias=True)
     return smaller.permute(0, 2, 3, 1)[0].contiguous().numpy()
+
+
+def _smaller_size(sides: Sequence[int], encoding: Encoding) -> tuple[int, int]:
+    """Both sides, in their order; the long one is cut to a whole number, as torchvision does it."""
+    short = min(sides)
+    wanted = encoding.resize_px or short
+    one, other = (wanted if side == short else int(side * wanted / short) for side in sides)
+    return one, other
 
 
 def _written(pixels: np.ndarray, encoding: Encoding, change: str) -> Encoded:
@@ -179,11 +216,11 @@ def _written(pixels: np.ndarray, encoding: Encoding, change: str) -> Encoded:
     height, width, channels = pixels.shape
     if max(height, width) <= LARGEST_NPY_PX:
         return _npy(pixels, change)
-    colours, halved = ("GRAY", "Gray") if channels == 1 else ("RGB", "420")
-    data = simplejpeg.encode_jpeg(
-        np.ascontiguousarray(pixels), encoding.quality or QUALITY, colorspace=colours, colorsubsampling=halved
+    buffer = io.BytesIO()
+    Image.fromarray(pixels[..., 0] if channels == 1 else pixels).save(
+        buffer, "JPEG", quality=encoding.quality or QUALITY
     )
-    return Encoded("jpg", data, width, height, content_hash(pixels), change)
+    return Encoded("jpg", buffer.getvalue(), width, height, content_hash(pixels), change)
 
 
 def _npy(pixels: np.ndarray, change: str) -> Encoded:
@@ -202,8 +239,27 @@ def _shape_seed(shape: tuple[int, ...]) -> int:
 
 
 def decode(data: bytes, extension: str) -> np.ndarray:
-    """A member's pixels, uint8 [H, W] or [H, W, C]."""
+    """A member's pixels, [H, W] or [H, W, C]: uint8, but of an exact 16-bit PNG as they are."""
     if extension == "npy":
         return np.load(io.BytesIO(data))
     with Image.open(io.BytesIO(data)) as image:
-        return np.asarray(image)
+        return _pixels(image)
+
+
+def _pixels(image: Image.Image) -> np.ndarray:
+    """The image's own values, of a palette the indices; black and white are 0 and 255."""
+    return np.asarray(image.convert("L") if image.mode == "1" else image)
+
+
+def arranged(data: np.ndarray, shape_hwc: Sequence[int], order: str) -> np.ndarray:
+    """Raw pixels [..., bytes], whose axes lie in `order`, as dense [..., H, W, C]."""
+    lying = data.reshape(*data.shape[:-1], *(shape_hwc["hwc".index(axis)] for axis in order))
+    leading = data.ndim - 1
+    pixels = lying.transpose(*range(leading), *(leading + order.index(axis) for axis in "hwc"))
+    if order == "hwc":
+        return pixels
+    dense = np.empty(pixels.shape, dtype=np.uint8)
+    # In one copy, whose innermost axis is as short as the channels, this takes three times as long.
+    for channel in range(pixels.shape[-1]):
+        dense[..., channel] = pixels[..., channel]
+    return dense

@@ -1,6 +1,7 @@
 """Writing files so that a final name always holds a whole file.
 
-Owns temporary names, syncing and renaming, and the one-line message for a disk that refuses; knows no format.
+Owns temporary names, syncing and renaming, positional reading, and the one-line messages for a disk that refuses and a
+file that was cut; knows no format.
 Use: `with atomic(path) as file: file.write(...)`.
 """
 
@@ -12,6 +13,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
+
+import numpy as np
 
 from fastad.errors import FastadError
 
@@ -66,6 +69,31 @@ def write_bytes(path: Path, data: bytes | memoryview) -> None:
 def write_text(path: Path, text: str) -> None:
     """Writes `text` as UTF-8, atomically."""
     write_bytes(path, text.encode())
+
+
+def link(path: Path, target: Path) -> None:
+    """Makes `path` a symbolic link to `target`, atomically."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        temporary.unlink(missing_ok=True)
+        temporary.symlink_to(target)
+        os.replace(temporary, path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise _unwritable(path, error) from error
+
+
+def read_into(descriptor: int, array: np.ndarray, offset: int, path: str | bytes | Path) -> None:
+    """Fills a dense array from an open file, `path` in messages; raises `FastadError` if the file ends before that.
+
+    Not through a memory map: reading beyond the end of a file that was cut would kill the process.
+    """
+    try:
+        whole = os.preadv(descriptor, [array.data], offset) == array.nbytes
+    except OSError:
+        whole = False
+    if not whole:
+        raise FastadError(f"{os.fsdecode(path)} cannot be read to its end: restore it and run the same command again")
 
 
 def append_line(path: Path, line: str) -> None:

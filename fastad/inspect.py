@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
+from fastad.card import shard_bytes
 from fastad.manifest import Manifest
 from fastad.reader import ShardReader
 from fastad.synsets import SYNSETS, holds_synsets, synsets
@@ -27,11 +28,12 @@ def facts(manifest: Manifest, other: Manifest | None = None) -> dict[str, Any]:
         "name": manifest.name,
         "source": manifest.facts["source"],
         "licence": manifest.facts["licence"],
+        "notices": manifest.facts.get("notices", []),
         "shape_hwc": manifest.common_shape_hwc,
         "width_px": [int(manifest.width.min()), int(manifest.width.max())],
         "height_px": [int(manifest.height.min()), int(manifest.height.max())],
         "shards": len(manifest.shards),
-        "bytes": sum(shard.bytes for shard in manifest.shards),
+        "bytes": shard_bytes(manifest.facts["shards"]),
         "splits": {split: len(rows) for split, rows in manifest.splits.items()},
         "classes": class_counts(manifest),
         "changes": manifest.facts["changes"],
@@ -83,6 +85,7 @@ def summary(manifest: Manifest, other: Manifest | None = None) -> str:
     found = facts(manifest, other)
     lines = [
         f"{found['name']}: {found['source']} ({found['licence']})",
+        *(f"note: {notice}" for notice in found["notices"]),
         f"{_sizes(found)}, {found['shards']} shards, {found['bytes']:,} bytes",
         f"{len(found['rejects']):,} left out as unusable, "
         + ("duplicates not known" if found["duplicates"] is None else f"{found['duplicates']:,} duplicates"),
@@ -125,8 +128,12 @@ def grid(manifest: Manifest) -> Image.Image:
         top = GAP_PX + line * line_px
         pen.text((GAP_PX, top), manifest.classes[index] if index >= 0 else "(none)", fill="black")
         for column, row in enumerate(np.flatnonzero(manifest.class_index == index)[:GRID_COLUMNS]):
-            pixels = reader.image(row)
+            pixels = _eight_bits(reader.image(row))
             shown = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
             shown.thumbnail((tile_px, tile_px))
             picture.paste(shown, (LABEL_PX + column * (tile_px + GAP_PX), top))
     return picture
+
+
+def _eight_bits(pixels: np.ndarray) -> np.ndarray:
+    return pixels if pixels.dtype == np.uint8 else (pixels >> 8).astype(np.uint8)

@@ -1,39 +1,46 @@
 """What a converter yields, as columns: the first stage of a conversion.
 
-Owns finding converters, checking what they yield, and the columns in which 14 million samples fit in memory. Nothing is
+Owns finding converters, checking what they yield, and the columns in which 79 million samples fit in memory. Nothing is
 decoded here; arrays go into one spool file, so that every sample is a range of some file.
 Use: `listing = list_samples(find_converter("digits"), None, {}, partial)`.
 """
 
+import functools
 import hashlib
 import importlib
 import importlib.util
 import inspect
+import math
 import pkgutil
 import re
 from array import array
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import IO, Any
 
 import numpy as np
 
+from fastad.encode import AXIS_ORDERS
 from fastad.errors import FastadError, unknown
 from fastad.files import atomic
-from fastad.manifest import FileRange, Sample
-from fastad.progress import progress
+from fastad.manifest import FileRange, PixelRange, Sample
+from fastad.progress import progress, say
 
 SPOOL = "spool.bin"
 
 _KEY = re.compile(r"[A-Za-z0-9_\-/]{1,90}")
 _CHUNK = 100_000
+_SHOW_EVERY = 100
 
 
 @dataclass(frozen=True, slots=True)
 class Converter:
-    """A module of `tools/`, or a user's own file: what it yields and what is to be said of it."""
+    """A module of `tools/`, or a user's own file: what it yields and what is to be said of it.
+
+    `published_counts`: of each release or part that was published, the images of each split.
+    """
 
     name: str
     samples: Callable[..., Iterator[Sample]]
@@ -41,6 +48,8 @@ class Converter:
     licence: str
     classes: tuple[str, ...] | None
     about: str
+    notice: str = ""
+    published_counts: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
 
 def converter_names() -> list[str]:
@@ -68,6 +77,8 @@ def find_converter(name: str) -> Converter:
         licence=getattr(module, "LICENCE", "unknown"),
         classes=getattr(module, "CLASSES", None),
         about=inspect.getdoc(module) or "",
+        notice=getattr(module, "NOTICE", ""),
+        published_counts=getattr(module, "PUBLISHED_COUNTS", {}),
     )
 
 
@@ -103,7 +114,8 @@ def yielded(converter: Converter, raw: Path | None, options: Mapping[str, Any]) 
 @dataclass(frozen=True, eq=False)
 class Listing:
     """A row for each sample in the converter's order. A row's bytes are `size` at `offset` of `files[file]`; where
-    `shape` [rows, 3] is not 0, they are uint8 pixels [H, W, C], else an encoded image."""
+    `shape` [rows, 3] is not 0, they are uint8 pixels [H, W, C] whose axes lie as `AXIS_ORDERS[order]` says, else an
+    encoded image. `notices` are what a user must know of the set, beyond its licence."""
 
     classes: tuple[str, ...]
     splits: tuple[str, ...]
@@ -112,103 +124,165 @@ class Listing:
     offset: np.ndarray
     size: np.ndarray
     shape: np.ndarray
+    order: np.ndarray
+    exact: np.ndarray
     class_index: np.ndarray
     split: np.ndarray
     key: np.ndarray
+    notices: tuple[str, ...]
     fingerprint: str
 
     def __len__(self) -> int:
         return len(self.key)
 
 
-def list_samples(converter: Converter, raw: Path | None, options: Mapping[str, Any], partial: Path) -> Listing:
-    """Lists everything that the converter yields, spooling arrays into `partial`.
+def list_samples(
+    converter: Converter, raw: Path | None, options: Mapping[str, Any], partial: Path, *, in_place: bool = False
+) -> Listing:
+    """Lists everything that the converter yields, spooling arrays into `partial`; says the notices.
 
     The fingerprint covers the order, the keys, the classes, the bytes of arrays, and the size and time of every file.
+    With `in_place`, anything but raw pixels in files is refused.
     """
     samples = yielded(converter, raw, options)
-    columns = _Columns(partial / SPOOL)
+    columns = _Columns(partial / SPOOL, converter.name if in_place else None)
     with atomic(partial / SPOOL) as spool, progress(f"list {converter.name}", unit="images") as advance:
-        for sample in samples:
+        for number, sample in enumerate(samples, 1):
             columns.add(sample, spool)
-            advance()
+            if number % _SHOW_EVERY == 0:
+                advance(_SHOW_EVERY)
+        advance(len(columns.size) % _SHOW_EVERY)
     if not columns.size:
         raise FastadError(f"{converter.name} found no images in {raw}: check the path")
-    return columns.finish(converter)
+    notices = tuple(_notices(converter, options, columns.counts()))
+    for notice in notices:
+        say(f"note: {notice}")
+    return columns.finish(converter, notices)
+
+
+def _notices(converter: Converter, options: Mapping[str, Any], counts: Mapping[str, int]) -> Iterator[str]:
+    """The converter's own notice, and whether the images are as many as were published."""
+    if converter.notice:
+        yield converter.notice
+    published = converter.published_counts
+    # Where an option chooses among what was published, as `--split` does, only that is meant.
+    defaults = {name: known.default for name, known in inspect.signature(converter.samples).parameters.items()}
+    chosen = (defaults | dict(options)).values()
+    published = {name: counts for name, counts in published.items() if name in chosen} or published
+    if published and all(counts != expected for expected in published.values()):
+        known = " or ".join(f"{_counted(expected)} ({name})" for name, expected in published.items())
+        limited = f", by --limit {options['limit']}" if "limit" in options else ""
+        yield f"its counts are not the published ones: here {_counted(counts)} images{limited}; published {known}"
+
+
+def _counted(counts: Mapping[str, int]) -> str:
+    return " and ".join(f"{count:,} {split}" for split, count in counts.items())
 
 
 class _Columns:
     """Growing columns: numbers as C arrays, text in chunks of numpy bytes; no Python object outlives its sample."""
 
-    def __init__(self, spool: Path) -> None:
+    def __init__(self, spool: Path, in_place: str | None) -> None:
         self.file, self.split, self.class_index = array("i"), array("b"), array("i")
         self.offset, self.size = array("q"), array("q")
-        self.shape = array("H")
+        self.shape, self.order, self.exact = array("H"), array("b"), array("b")
         self.spooled = 0
         self.keys, self.files = _Text(), _Text()
         self.splits: dict[str, int] = {}
         self.classes: dict[str | None, int] = {None: -1}
         self.digest = hashlib.sha256()
-        self.last_file, self.last_size = spool, 0
+        self.in_place = in_place
+        self.last_file, self.last_number, self.last_size = spool, 0, 0
         self.files.add(str(spool))
 
     def add(self, sample: Sample, spool: IO[bytes]) -> None:
         if not _KEY.fullmatch(sample.key):
             raise FastadError(f"sample key {sample.key!r}: use 1 to 90 of letters, digits, '_', '-' and '/'")
-        if isinstance(sample.pixels, np.ndarray):
-            pixels = sample.pixels[..., None] if sample.pixels.ndim == 2 else sample.pixels
-            if pixels.dtype != np.uint8 or pixels.ndim != 3 or not pixels.size:
-                found = f"{sample.pixels.dtype} {sample.pixels.shape}"
-                raise FastadError(f"sample {sample.key} is {found}: images must be uint8 [H, W] or [H, W, C]")
-            data = pixels.tobytes()
-            spool.write(data)
-            self.digest.update(data)
-            self._place(0, self.spooled, len(data), pixels.shape)
-            self.spooled += len(data)
-        elif isinstance(sample.pixels, FileRange):
-            self._open(sample.pixels.path)
-            self._place(len(self.files) - 1, sample.pixels.offset, sample.pixels.size, (0, 0, 0))
+        pixels = sample.pixels
+        if isinstance(pixels, PixelRange):
+            self._open(pixels.path)
+            size, order = _layout(pixels.shape_hwc, pixels.order)
+            if not 0 <= pixels.offset <= self.last_size - size:
+                raise FastadError(
+                    f"sample {sample.key} is {size:,} bytes at {pixels.offset:,} of {pixels.path}, which has "
+                    f"{self.last_size:,}: fetch that file again"
+                )
+            self._place(self.last_number, pixels.offset, size, pixels.shape_hwc, order)
+        elif self.in_place:
+            raise FastadError(
+                f"{self.in_place} cannot stay in place: sample {sample.key} is not raw pixels in a file; "
+                "leave out --in-place"
+            )
+        elif isinstance(pixels, np.ndarray):
+            self._spool(sample.key, pixels, spool)
+        elif isinstance(pixels, FileRange):
+            self._open(pixels.path)
+            self._place(self.last_number, pixels.offset, pixels.size, (0, 0, 0), 0)
         else:
-            self._open(sample.pixels)
-            self._place(len(self.files) - 1, 0, self.last_size, (0, 0, 0))
+            self._open(pixels)
+            self._place(self.last_number, 0, self.last_size, (0, 0, 0), 0)
         self.keys.add(sample.key)
+        self.exact.append(sample.exact)
         self.class_index.append(self.classes.setdefault(sample.class_name, len(self.classes) - 1))
         self.split.append(self.splits.setdefault(sample.split, len(self.splits)))
 
+    def _spool(self, key: str, array: np.ndarray, spool: IO[bytes]) -> None:
+        pixels = array[..., None] if array.ndim == 2 else array
+        if pixels.dtype != np.uint8 or pixels.ndim != 3 or not pixels.size:
+            raise FastadError(f"sample {key} is {array.dtype} {array.shape}: images must be uint8 [H, W] or [H, W, C]")
+        data = pixels.tobytes()
+        spool.write(data)
+        self.digest.update(data)
+        self._place(0, self.spooled, len(data), pixels.shape, 0)
+        self.spooled += len(data)
+
     def _open(self, path: Path) -> None:
         """Makes a file the last one listed; the ranges of one file are expected to come together."""
-        if path == self.last_file:
+        # Paths are slow to compare, and most often it is the same object.
+        if path is self.last_file or path == self.last_file:
             return
         try:
             found = path.stat()
         except OSError as error:
             raise FastadError(f"{path} cannot be read: {error.strerror}") from error
-        self.last_file, self.last_size = path, found.st_size
+        self.last_file, self.last_number, self.last_size = path, len(self.files), found.st_size
         self.digest.update(repr((path.name, found.st_size, found.st_mtime_ns)).encode())
         self.files.add(str(path.absolute()))
 
-    def _place(self, file: int, offset: int, size: int, shape: tuple[int, ...]) -> None:
+    def _place(self, file: int, offset: int, size: int, shape: tuple[int, ...], order: int) -> None:
         self.file.append(file)
         self.offset.append(offset)
         self.size.append(size)
         self.shape.extend(shape)
+        self.order.append(order)
 
-    def finish(self, converter: Converter) -> Listing:
+    def counts(self) -> dict[str, int]:
+        """The samples of each split."""
+        numbers = np.bincount(np.frombuffer(self.split, dtype=np.int8), minlength=len(self.splits)).tolist()
+        return dict(zip(self.splits, numbers, strict=True))
+
+    def finish(self, converter: Converter, notices: tuple[str, ...]) -> Listing:
         keys = self.keys.column()
-        if len(np.unique(keys)) != len(keys):
-            raise FastadError(f"{converter.name} yields two samples of one key: keys must be unique in a set")
+        if (twice := _standing_twice(keys)) is not None:
+            raise FastadError(
+                f"{converter.name} yields two samples of one key, {twice.decode()}: keys must be unique in a set"
+            )
         found = [name for name in self.classes if name is not None]
         classes = converter.classes or tuple(sorted(found))
         if strange := set(found) - set(classes):
             raise FastadError(f"{converter.name} yields class {min(strange)!r}, which is not in its CLASSES")
         # Index −1, "no class", is the last entry.
-        order = np.array([*(classes.index(name) for name in found), -1], dtype=np.int32)
-        class_index = order[np.frombuffer(self.class_index, dtype=np.int32)]
+        place = {name: index for index, name in enumerate(classes)}
+        numbers = np.array([*(place[name] for name in found), -1], dtype=np.int32)
+        class_index = numbers[np.frombuffer(self.class_index, dtype=np.int32)]
         columns = [np.frombuffer(column, dtype=kind) for column, kind in self._numbers()]
-        for column in (*columns[1:], keys, class_index):
-            self.digest.update(np.ascontiguousarray(column).tobytes())
+        file, offset, size, shape, split, order, exact = columns
+        hashed = [offset, size, shape, split, keys, class_index]
+        # Those that say nothing are left out, so that sets of before there were such columns keep their fingerprints.
+        hashed += [column for column in (order, exact) if column.any()]
+        for column in hashed:
+            self.digest.update(np.ascontiguousarray(column).view(np.uint8).data)
         self.digest.update(repr((classes, tuple(self.splits), converter.source)).encode())
-        file, offset, size, shape, split = columns
         return Listing(
             classes=classes,
             splits=tuple(self.splits),
@@ -217,9 +291,12 @@ class _Columns:
             offset=offset,
             size=size,
             shape=shape.reshape(-1, 3),
+            order=order,
+            exact=exact,
             class_index=class_index,
             split=split,
             key=keys,
+            notices=notices,
             fingerprint=self.digest.hexdigest(),
         )
 
@@ -230,7 +307,45 @@ class _Columns:
             (self.size, "int64"),
             (self.shape, "uint16"),
             (self.split, "int8"),
+            (self.order, "int8"),
+            (self.exact, "bool"),
         ]
+
+
+@functools.cache
+def _layout(shape_hwc: tuple[int, int, int], order: str) -> tuple[int, int]:
+    """The bytes of raw pixels, and the number of their order."""
+    if order not in AXIS_ORDERS or len(shape_hwc) != 3 or min(shape_hwc) < 1:
+        raise FastadError(
+            f"raw pixels of shape {shape_hwc} in order {order!r}: give [H, W, C] and one of {', '.join(AXIS_ORDERS)}"
+        )
+    return math.prod(shape_hwc), AXIS_ORDERS.index(order)
+
+
+def _standing_twice(keys: np.ndarray) -> bytes | None:
+    """A key that is not unique, if there is one; takes 9 bytes of memory a key, where sorting the keys takes many."""
+    parts = [slice(start, start + _CHUNK) for start in range(0, len(keys), _CHUNK)]
+    hashes = np.empty(len(keys), dtype=np.uint64)
+    for part in parts:
+        hashes[part] = _hashes(keys[part])
+    hashes.sort()
+    shared = np.unique(hashes[1:][hashes[1:] == hashes[:-1]])
+    if not len(shared):
+        return None
+    # Different keys may share a hash.
+    alike = np.concatenate([keys[part][np.isin(_hashes(keys[part]), shared)] for part in parts])
+    found, counts = np.unique(alike, return_counts=True)
+    return bytes(found[counts > 1][0]) if (counts > 1).any() else None
+
+
+def _hashes(keys: np.ndarray) -> np.ndarray:
+    """64-bit hashes of keys, word by word, each step one of splitmix64's (Steele, Lea and Flood 2014)."""
+    words = -(-keys.dtype.itemsize // 8)
+    hashes = np.zeros(len(keys), dtype=np.uint64)
+    for word in keys.astype(f"S{8 * words}").view(np.uint64).reshape(-1, words).T:
+        hashes = (hashes ^ word) * np.uint64(0xBF58476D1CE4E5B9)
+        hashes ^= hashes >> np.uint64(31)
+    return hashes
 
 
 class _Text:
@@ -246,9 +361,22 @@ class _Text:
     def add(self, text: str) -> None:
         self.recent.append(text)
         if len(self.recent) == _CHUNK:
-            self.chunks.append(np.char.encode(self.recent, "utf-8"))
-            self.recent = []
+            self._encode()
+
+    def _encode(self) -> None:
+        self.chunks.append(np.char.encode(self.recent, "utf-8"))
+        self.recent = []
 
     def column(self) -> np.ndarray:
-        rest = [np.char.encode(self.recent, "utf-8")] if self.recent else []
-        return np.concatenate([*self.chunks, *rest])
+        """The whole column; the chunks are given up one by one, so that it is never held twice."""
+        length = len(self)
+        if self.recent:
+            self._encode()
+        column = np.empty(length, dtype=max(chunk.dtype for chunk in self.chunks))
+        self.chunks.reverse()
+        start = 0
+        while self.chunks:
+            chunk = self.chunks.pop()
+            column[start : start + len(chunk)] = chunk
+            start += len(chunk)
+        return column

@@ -1,6 +1,6 @@
 """What a shard set holds, as columns.
 
-Owns the set's files beside its tars: `manifest.json` and the memory-mapped columns in `samples/`. Writing tars is
+Owns the set's files beside its shards: `manifest.json` and the memory-mapped columns in `samples/`. Writing tars is
 `fastad.shard`'s, choosing rows is `fastad.view`'s; neither torch nor DALI is needed here.
 Use: `manifest = open_set(Path("shards/digits"))`, then `manifest.class_index[rows]`.
 """
@@ -44,22 +44,37 @@ class FileRange:
 
 
 @dataclass(frozen=True, slots=True)
+class PixelRange:
+    """An image's raw uint8 pixels, from `offset` of a file on.
+
+    `order` names their axes as they lie in the file, the slowest first: "hwc", or "cwh" for planes column by column.
+    """
+
+    path: Path
+    offset: int
+    shape_hwc: tuple[int, int, int]
+    order: str = "hwc"
+
+
+@dataclass(frozen=True, slots=True)
 class Sample:
     """One image on its way into shards, as a converter yields it.
 
-    `pixels` is uint8, [H, W] or [H, W, C], or an encoded image: a whole file or a range of one. `key` is unique in its
-    set and made of letters, digits, `_`, `-` and `/`.
+    `pixels` is uint8, [H, W] or [H, W, C], or where such pixels lie in a file, or an encoded image: a whole file or a
+    range of one. `key` is unique in its set and made of letters, digits, `_`, `-` and `/`. `exact`: each pixel is kept,
+    as a mask's must be, so that no size makes it a JPEG (`fastad.encode`).
     """
 
     key: str
-    pixels: np.ndarray | Path | FileRange
+    pixels: np.ndarray | Path | FileRange | PixelRange
     class_name: str | None
     split: str
+    exact: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """One tar of a set, as it was when it was written."""
+    """One tar of a set, or a file of raw pixels that it links to, as it was when the set was made."""
 
     name: str
     split: str
@@ -72,10 +87,11 @@ class Shard:
 class Manifest:
     """A whole shard set: its facts, its shards, and one row per sample in columns [rows].
 
-    A row's image is the `size` bytes at `offset` of tar `shards[shard]`, encoded as its `extension` says ("npy" or
-    "jpg"). `content_hash` is of its pixels (before they were encoded, where fastad did that), 0 where not known.
-    `common_shape_hwc` is None where images are not arrays of one size. Rows of one split are contiguous and in the
-    shards' order. `source_index` is the sample's place in the converter's listing, `class_index` is −1 where unknown.
+    A row's image is the `size` bytes at `offset` of file `shards[shard]`, encoded as its `extension` says ("npy",
+    "jpg", "png" if it is exact, or "bin": raw pixels in place). `content_hash` is of its pixels (before they were
+    encoded, where fastad did that), 0 where not known. `common_shape_hwc` is None where images, other than exact ones,
+    are not arrays of one size. Rows of one split are contiguous and in the shards' order. `source_index` is the
+    sample's place in the converter's listing, `class_index` is −1 where unknown.
     """
 
     folder: Path
@@ -107,6 +123,11 @@ class Manifest:
             )
         return self.common_shape_hwc
 
+    @property
+    def pixel_order(self) -> str:
+        """How the axes of an array lie in its bytes, the slowest first."""
+        return self.facts.get("pixel_order", "hwc")
+
     def split_rows(self, split: str) -> range:
         """The rows of a split; an unknown split raises `FastadError`."""
         if split not in self.splits:
@@ -120,9 +141,9 @@ def column_path(folder: Path, name: str) -> Path:
 
 
 def open_set(folder: Path) -> Manifest:
-    """Opens a shard set without reading its tars.
+    """Opens a shard set without reading its images.
 
-    Every tar must have the size that the manifest records; one that was touched after the manifest was written is
+    Every shard must have the size that the manifest records; one that was touched after the manifest was written is
     hashed again, and the manifest's time renewed if it is unchanged. Raises `FastadError` naming what is missing or
     changed.
     """
@@ -163,32 +184,35 @@ def open_set(folder: Path) -> Manifest:
 
 
 def check_shards(folder: Path, shards: tuple[Shard, ...], *, hash_all: bool = False) -> None:
-    """Compares tars with what the manifest says: sizes always, hashes where a tar is newer than the manifest or asked.
+    """Compares shards with what the manifest says: sizes always, hashes where one is newer than the manifest or asked.
 
     Raises `FastadError` naming the first shard that is missing or changed. When every hash that was due agrees, the
     manifest's time is renewed, so that a copied set is hashed once and not at every opening.
     """
     manifest_path = folder / "manifest.json"
     written_ns = manifest_path.stat().st_mtime_ns
-    renewed = False
+    hashed: dict[tuple[int, int], str] = {}
     for shard in shards:
         path = folder / shard.name
+        named = f"{path}, a link to {path.readlink()}," if path.is_symlink() else f"{path}"
         if not path.is_file():
-            raise FastadError(f"{path} is missing: restore it, or remove {folder} and convert again")
+            raise FastadError(f"{named} is missing: restore it, or remove {folder} and convert again")
         found = path.stat()
         if found.st_size != shard.bytes:
             raise FastadError(
-                f"{path} has changed: {found.st_size} bytes, the manifest says {shard.bytes}; "
+                f"{named} has changed: {found.st_size} bytes, the manifest says {shard.bytes}; "
                 f"restore it, or remove {folder} and convert again"
             )
         if hash_all or found.st_mtime_ns > written_ns:
-            if sha256(path) != shard.sha256:
+            # Several shards may be links to one file.
+            file = (found.st_dev, found.st_ino)
+            hashed[file] = hashed.get(file) or sha256(path)
+            if hashed[file] != shard.sha256:
                 raise FastadError(
-                    f"{path} has changed: its SHA-256 is not the manifest's; "
+                    f"{named} has changed: its SHA-256 is not the manifest's; "
                     f"restore it, or remove {folder} and convert again"
                 )
-            renewed = True
-    if renewed and os.access(manifest_path, os.W_OK):
+    if hashed and os.access(manifest_path, os.W_OK):
         os.utime(manifest_path)
 
 

@@ -1,12 +1,14 @@
 """Samples → seeded, hashed, atomic shards, in parallel and resumable.
 
 Owns the order of samples, the cut into shards and the life of a conversion. What the samples are is
-`fastad.listing`'s, what becomes of an image `fastad.encode`'s, what a finished set looks like `fastad.manifest`'s.
+`fastad.listing`'s, what becomes of an image `fastad.encode`'s, how images stay in place `fastad.in_place`'s, what a
+finished set looks like `fastad.manifest`'s.
 
 A conversion has three stages, and each survives being killed:
 1. list: the converter's samples, in its order, become columns; arrays go into a spool in `<set>/.partial/<part>/`,
    which no other part touches, so that parts may start together;
-2. write: each shard's rows of the seeded permutation become one tar (temporary name, sync, rename, record);
+2. write: each shard's rows of the seeded permutation become one tar (temporary name, sync, rename, record), or, where
+   images stay in place, they are read and hashed;
 3. finish: columns and card, then `manifest.json`, whose presence means that the set is whole.
 Use: `convert("digits", raw=None, home=Path("shards"))`.
 """
@@ -18,7 +20,7 @@ import multiprocessing
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -28,9 +30,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fastad.card import card
-from fastad.encode import BadImage, Encoded, Encoding, content_hash, encode, passes_as_array
+from fastad.encode import AXIS_ORDERS, BadImage, Encoded, Encoding, arranged, content_hash, encode, passes_as_array
 from fastad.errors import FastadError
-from fastad.files import atomic, sha256, write_json, write_text
+from fastad.files import atomic, read_into, sha256, write_json, write_text
+from fastad.in_place import Contents, bytes_in_place, hash_in_place, link_in_place, refuse_unfit
 from fastad.listing import Converter, Listing, find_converter, list_samples
 from fastad.manifest import COLUMNS, SCHEMA_VERSION, Manifest, Shard, column_path, open_set
 from fastad.progress import progress, say
@@ -66,6 +69,7 @@ def convert_with(
     home: Path,
     *,
     encoding: Encoding = AS_IT_IS,
+    in_place: bool = False,
     options: Mapping[str, Any] | None = None,
     max_bad: float = MAX_BAD,
     part: Part = WHOLE,
@@ -74,36 +78,50 @@ def convert_with(
 ) -> Manifest | None:
     """Converts a set into `home/<set>` and returns its manifest; continues an interrupted conversion.
 
-    The same source gives the same bytes whatever `workers` and `part` are. `options` are the converter's own. Returns
-    None if this part is done and others are not. Images that cannot be used are left out and recorded, up to the share
-    `max_bad`. Raises `FastadError` if the source is missing or broken, if it or an argument is not what the folder was
-    begun with, or if the disk is too small; nothing is then left under a final name.
+    The same source gives the same bytes whatever `workers` and `part` are. With `in_place` no pixel is copied: the set
+    links to the source's files, which must hold raw pixels. `options` are the converter's own. Returns None if this
+    part is done and others are not. Images that cannot be used are left out and recorded, up to the share `max_bad`.
+    Raises `FastadError` if the source is missing or broken, if it or an argument is not what the folder was begun with,
+    or if the disk is too small; nothing is then left under a final name.
     """
     folder = home / converter.name
     shard_samples = shard_samples or SHARD_SAMPLES
-    arguments = asdict(encoding) | {"shard_samples": shard_samples} | dict(options or {})
+    if in_place and (encoding != AS_IT_IS or part != WHOLE):
+        raise FastadError("--in-place leaves images as they are, in one pass: leave out --resize, --quality and --part")
+    treatment = {} if in_place else asdict(encoding) | {"shard_samples": shard_samples}
+    arguments = {"in_place": in_place} | treatment | dict(options or {})
     partial = folder / ".partial" / f"part-{part.index}-of-{part.count}"
     begun = (partial / "begun.json").is_file()
     try:
-        listing = list_samples(converter, raw, options or {}, partial)
+        listing = list_samples(converter, raw, options or {}, partial, in_place=in_place)
         identity = {"source_fingerprint": listing.fingerprint, "arguments": arguments}
         if (folder / "manifest.json").is_file():
             return _finished(folder, identity)
         for path in sorted((folder / ".partial").glob("*/begun.json")):
             _refuse_other("was begun with", path, identity, folder)
-        cuts = _cut(listing, shard_samples)
-        _refuse_small_disk(folder, listing, [cut for cut in cuts if not _record(folder, cut).is_file()])
+        if in_place:
+            refuse_unfit(converter.name, listing)
+            needed = bytes_in_place(listing)
+        else:
+            cuts = _cut(listing, shard_samples)
+            due = [cut for cut in cuts if not _record(folder, cut).is_file()]
+            needed = sum(int(_member_bytes(listing.size[cut.rows]).sum()) for cut in due)
+        _refuse_small_disk(folder, needed)
     except BaseException:
         if not begun:
             _remove_traces(partial)
         raise
     write_json(partial / "begun.json", identity)
+    workers = workers or len(os.sched_getaffinity(0))
+    if in_place:
+        hashed = hash_in_place(folder, listing, workers)
+        return _finish(folder, converter, listing, identity, lambda: link_in_place(folder, listing, hashed))
     mine = cuts[part.index - 1 :: part.count]
-    _write_shards(folder, listing, mine, len(listing), encoding, max_bad, workers or len(os.sched_getaffinity(0)))
+    _write_shards(folder, listing, mine, len(listing), encoding, max_bad, workers)
     if left := [cut.name for cut in cuts if not _record(folder, cut).is_file()]:
         say(f"part {part.index} of {part.count} is done; {len(left)} shards are left to the other parts")
         return None
-    return _finish(folder, converter, listing, cuts, identity, max_bad)
+    return _finish(folder, converter, listing, identity, lambda: _of_tars(folder, listing, cuts, max_bad))
 
 
 def _finished(folder: Path, identity: Mapping[str, Any]) -> Manifest:
@@ -118,12 +136,10 @@ def _finished(folder: Path, identity: Mapping[str, Any]) -> Manifest:
 def _refuse_other(what: str, path: Path, identity: Mapping[str, Any], folder: Path) -> None:
     """Compares what a folder was made of, as `path` records it, with what is asked now."""
     found = json.loads(path.read_bytes())
-    for key, asked in identity["arguments"].items():
-        if found["arguments"].get(key) != asked:
-            raise FastadError(
-                f"{folder} {what} {key} = {found['arguments'].get(key)}, now it is {asked}: "
-                "choose another --out or remove it"
-            )
+    for key in identity["arguments"] | found["arguments"]:
+        before, asked = (arguments.get(key) for arguments in (found["arguments"], identity["arguments"]))
+        if before != asked:
+            raise FastadError(f"{folder} {what} {key} = {before}, now it is {asked}: choose another --out or remove it")
     if found["source_fingerprint"] != identity["source_fingerprint"]:
         raise FastadError(f"{folder} {what} another source: choose another --out or remove it")
 
@@ -170,8 +186,7 @@ def _record(folder: Path, cut: _Cut) -> Path:
     return folder / ".partial" / f"{cut.name}.json"
 
 
-def _refuse_small_disk(folder: Path, listing: Listing, due: list[_Cut]) -> None:
-    needed = sum(int(_member_bytes(listing.size[cut.rows]).sum()) for cut in due)
+def _refuse_small_disk(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise FastadError(f"{folder} needs {needed:,} bytes, {free:,} are free: free some or choose another --out")
@@ -189,6 +204,8 @@ class _Job:
     offset: np.ndarray
     size: np.ndarray
     shape: np.ndarray
+    order: np.ndarray
+    exact: np.ndarray
     class_index: np.ndarray
     key: np.ndarray
 
@@ -198,7 +215,8 @@ def _job(folder: Path, listing: Listing, cut: _Cut, encoding: Encoding) -> _Job:
     used, file = np.unique(listing.file[rows], return_inverse=True)
     return _Job(
         *(folder, cut.name, encoding, listing.files[used], file),
-        *(listing.offset[rows], listing.size[rows], listing.shape[rows], listing.class_index[rows], listing.key[rows]),
+        *(listing.offset[rows], listing.size[rows], listing.shape[rows], listing.order[rows], listing.exact[rows]),
+        *(listing.class_index[rows], listing.key[rows]),
     )
 
 
@@ -315,14 +333,16 @@ def _encoded_chunks(job: _Job) -> Iterator[_Chunk]:
 
 def _encoded(job: _Job) -> Iterator[Encoded | BadImage]:
     """What a shard holds of each sample of a job, or why it holds nothing."""
-    places = zip(job.file.tolist(), job.offset.tolist(), job.size.tolist(), job.shape.tolist(), strict=True)
+    columns = (job.file, job.offset, job.size, job.shape, job.order, job.exact)
     with _opened(job.files) as descriptor:
-        for number, offset, size, shape in places:
+        for number, offset, size, shape, order, exact in zip(*(column.tolist() for column in columns), strict=True):
             try:
                 source: bytes | np.ndarray = os.pread(descriptor(number), size, offset)
                 if shape[0]:
-                    source = np.frombuffer(source, dtype=np.uint8).reshape(shape)
-                yield encode(source, job.encoding)
+                    if len(source) < size:
+                        raise BadImage("its file ends before it")
+                    source = arranged(np.frombuffer(source, dtype=np.uint8), shape, AXIS_ORDERS[order])
+                yield encode(source, job.encoding, exact=exact)
             except BadImage as bad:
                 yield bad
             except OSError as error:
@@ -331,14 +351,14 @@ def _encoded(job: _Job) -> Iterator[Encoded | BadImage]:
 
 def _is_uniform(job: _Job) -> bool:
     """Whether the samples are arrays of one shape that pass as they are, all with or all without a class."""
-    shape, classed = job.shape[0], job.class_index >= 0
-    same = bool((job.shape == shape).all() and (classed == classed[0]).all())
-    return same and passes_as_array(shape, job.encoding)
+    if any((column != column[0]).any() for column in (job.shape, job.order, job.class_index >= 0)):
+        return False
+    return not job.exact.any() and passes_as_array(job.shape[0], job.encoding)
 
 
 def _array_chunks(job: _Job) -> Iterator[_Chunk]:
     """Chunks of many samples whose members are made at once, in a fifth of the time that one by one takes."""
-    height, width, _ = map(int, job.shape[0])
+    height, width, _ = job.shape[0].tolist()
     for start in range(0, len(job.key), _ARRAYS_A_CHUNK):
         some = slice(start, start + _ARRAYS_A_CHUNK)
         pixels, keys = _pixels(job, some), job.key[some]
@@ -359,18 +379,12 @@ _ARRAYS_A_CHUNK = 500
 
 
 def _pixels(job: _Job, some: slice) -> np.ndarray:
-    """The pixels of samples of one shape, uint8 [n, H, W, C]; raises `FastadError` if they cannot be read."""
-    size = int(job.size[0])
-    pixels = np.empty((len(job.key[some]), size), dtype=np.uint8)
+    """The pixels of samples of one shape and order, uint8 [n, H, W, C]."""
+    raw = np.empty((len(job.key[some]), int(job.size[0])), dtype=np.uint8)
     with _opened(job.files) as descriptor:
-        for image, number, offset in zip(pixels, job.file[some].tolist(), job.offset[some].tolist(), strict=True):
-            try:
-                whole = os.preadv(descriptor(number), [image.data], offset) == size
-            except OSError:
-                whole = False
-            if not whole:
-                raise FastadError(f"{job.files[number]} cannot be read to its end: restore it and run again")
-    return pixels.reshape(-1, *job.shape[0])
+        for image, number, offset in zip(raw, job.file[some].tolist(), job.offset[some].tolist(), strict=True):
+            read_into(descriptor(number), image, offset, job.files[number])
+    return arranged(raw, job.shape[0].tolist(), AXIS_ORDERS[job.order[0]])
 
 
 @contextmanager
@@ -396,36 +410,28 @@ def _finish(
     folder: Path,
     converter: Converter,
     listing: Listing,
-    cuts: list[_Cut],
     identity: Mapping[str, Any],
-    max_bad: float,
+    contents: Callable[[], Contents],
 ) -> Manifest:
     """Stage 3: columns and card, then the manifest, then away with what was partial. One process at a time does it."""
     with _alone(folder):
         if (folder / "manifest.json").is_file():
             return open_set(folder)  # another part was faster
-        records = [json.loads(_record(folder, cut).read_bytes()) for cut in cuts]
-        rejects = [reject for record in records for reject in record["rejects"]]
-        _refuse_bad(folder, rejects, len(listing), max_bad)
-        columns = _columns(folder, listing, cuts)
-        for name in COLUMNS:
+        shards, columns, of_contents = contents()
+        for name, column in columns:
             with atomic(column_path(folder, name)) as file:
-                np.save(file, columns[name])
-        shards = [Shard(**record["shard"]) for record in records]
+                np.save(file, column.astype(COLUMNS[name], copy=False) if COLUMNS[name] else column)
         facts = {
             "schema_version": SCHEMA_VERSION,
             "name": converter.name,
             "about": converter.about,
             "source": converter.source,
             "licence": converter.licence,
+            "notices": listing.notices,
             **identity,
-            "fingerprint": hashlib.sha256("".join(shard.sha256 for shard in shards).encode()).hexdigest(),
-            "permutation_seed": PERMUTATION_SEED,
-            "shape_hwc": _common_shape(columns),
+            **of_contents,
             "classes": listing.classes,
             "splits": {split: sum(part.samples for part in shards if part.split == split) for split in listing.splits},
-            "changes": dict(sum((Counter(record["changes"]) for record in records), Counter())),
-            "rejects": rejects,
             "columns_sha256": {name: sha256(column_path(folder, name)) for name in COLUMNS},
             "shards": [asdict(shard) for shard in shards],
         }
@@ -448,6 +454,24 @@ def _alone(folder: Path) -> Iterator[None]:
         yield
 
 
+def _of_tars(folder: Path, listing: Listing, cuts: list[_Cut], max_bad: float) -> Contents:
+    """What the shards' workers have written."""
+    records = [json.loads(_record(folder, cut).read_bytes()) for cut in cuts]
+    rejects = [reject for record in records for reject in record["rejects"]]
+    _refuse_bad(folder, rejects, len(listing), max_bad)
+    columns = _columns(folder, listing, cuts)
+    shards = [Shard(**record["shard"]) for record in records]
+    facts = {
+        "fingerprint": hashlib.sha256("".join(shard.sha256 for shard in shards).encode()).hexdigest(),
+        "permutation_seed": PERMUTATION_SEED,
+        "shape_hwc": _common_shape(columns),
+        "exact": int((columns["extension"] == b"png").sum()),
+        "changes": dict(sum((Counter(record["changes"]) for record in records), Counter())),
+        "rejects": rejects,
+    }
+    return Contents(shards, columns.items(), facts)
+
+
 def _columns(folder: Path, listing: Listing, cuts: list[_Cut]) -> dict[str, np.ndarray]:
     """The manifest's columns, from what the shards' workers left and from the listing."""
     written = [np.load(folder / ".partial" / f"{cut.name}.npy") for cut in cuts]
@@ -462,9 +486,12 @@ def _columns(folder: Path, listing: Listing, cuts: list[_Cut]) -> dict[str, np.n
 
 
 def _common_shape(columns: Mapping[str, np.ndarray]) -> list[int] | None:
-    """[H, W, C] of all images where all are arrays of one size, else None."""
-    same = all(len(columns[name]) and (columns[name] == columns[name][0]).all() for name in ("height", "width", "size"))
-    if not same or (columns["extension"] != b"npy").any():
+    """[H, W, C] of all images but exact ones where all are arrays of one size, else None."""
+    kept = columns["extension"] != b"png"
+    sizes = [columns[name][kept] for name in ("height", "width", "size")]
+    if not kept.any() or (columns["extension"][kept] != b"npy").any():
         return None
-    height, width, size = (int(columns[name][0]) for name in ("height", "width", "size"))
+    if any((size != size[0]).any() for size in sizes):
+        return None
+    height, width, size = (int(size[0]) for size in sizes)
     return [height, width, (size - NPY_HEADER_BYTES) // (height * width)]

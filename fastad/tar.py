@@ -6,13 +6,15 @@ Use: `tar.writelines(member("train-0001.npy", npy_bytes(pixels)))`.
 
 import functools
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 BLOCK = 512
 END = bytes(2 * BLOCK)
 NPY_HEADER_BYTES = 128
+
+_INDEX_LINES = 100_000
 
 _HEADER = struct.pack(
     "100s8s8s8s12s12s8s1s100s6s2s32s32s8s8s167x",
@@ -91,8 +93,15 @@ def _npy_header(shape: tuple[int, ...]) -> bytes:
     )
 
 
-def index_text(extension: Iterable[bytes], offset: np.ndarray, size: np.ndarray) -> str:
+def index_text(extension: Sequence[bytes] | np.ndarray, offset: np.ndarray, size: np.ndarray) -> str:
     """A DALI webdataset index (v1.1) with one component, the image, a line: enough for `fn.readers.webdataset`."""
-    columns = zip(extension, offset.tolist(), size.tolist(), strict=True)
-    lines = [f"{suffix.decode()} {at} {length}" for suffix, at, length in columns]
-    return "\n".join((f"v1.1 {len(lines)}", *lines)) + "\n"
+    return "".join(index_parts(extension, offset, size))
+
+
+def index_parts(extension: Sequence[bytes] | np.ndarray, offset: np.ndarray, size: np.ndarray) -> Iterator[str]:
+    """An index in parts of some megabytes: that of 79 million images is not to be held as one text."""
+    yield f"v1.1 {len(offset)}\n"
+    for start in range(0, len(offset), _INDEX_LINES):
+        part = slice(start, start + _INDEX_LINES)
+        columns = zip(extension[part], offset[part].tolist(), size[part].tolist(), strict=True)
+        yield "".join([f"{suffix.decode()} {at} {length}\n" for suffix, at, length in columns])

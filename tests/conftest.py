@@ -1,5 +1,7 @@
 """What all tests share: tiny synthetic sets, converted once by fastad itself, and a recipe for them."""
 
+import hashlib
+import json
 import os
 import resource
 import struct
@@ -49,6 +51,15 @@ CROP_FILES: tuple[tuple[str, dict[str, Any]], ...] = (
 def write_converter(path: Path, *, classes: tuple[str, ...], counts: dict[str, int], seed: int, size: int = 28) -> Path:
     path.write_text(CONVERTER.format(classes=classes, counts=counts, seed=seed, size=size))
     return path
+
+
+def rewrite_column(folder: Path, name: str, values: np.ndarray) -> None:
+    """Puts other values into a set's column, as if it had been converted to them."""
+    path, manifest_path = folder / "samples" / f"{name}.npy", folder / "manifest.json"
+    np.save(path, values)
+    facts = json.loads(manifest_path.read_bytes())
+    facts["columns_sha256"][name] = hashlib.sha256(path.read_bytes()).hexdigest()
+    manifest_path.write_text(json.dumps(facts))
 
 
 def write_idx(path: Path, array: np.ndarray) -> bytes:

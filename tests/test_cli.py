@@ -165,6 +165,10 @@ def test_mistakes_are_one_line_and_exit_code_2(fastad: Shell, home: Path, toml: 
         (["shard", "cifar11"], "unknown set 'cifar11'"),
         (["shard", "mnist", tmp_path / "nowhere"], "no raw data at"),
         (["shard", "mnist", home, "--out", tmp_path / "s"], "no train-images-idx3-ubyte"),
+        (
+            ["shard", "digits", "--in-place", "--out", tmp_path / "s"],
+            "digits cannot stay in place: sample digit-0000 is",
+        ),
         (["verify", tmp_path], "is not a shard set"),
         (["verify", home / "blobs", "--level", "sizes"], "unknown level 'sizes': did you mean size"),
         (["inspect", tmp_path / "nothing"], "is not a shard set"),

@@ -301,3 +301,62 @@ def test_what_libjpeg_turbo_warns_of_and_pillow_reads_is_kept() -> None:
 def test_a_large_photograph_below_the_limit_is_no_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 50_000)
     assert encode(file_of(PHOTO, "PNG"), AS_IT_IS).width == 300
+
+
+MASK = np.where(GREY > 128, 255, 0).astype(np.uint8)
+
+
+def test_exact_images_that_are_pngs_pass_byte_for_byte() -> None:
+    palette = Image.fromarray(PHOTO).convert("P", palette=Image.Palette.ADAPTIVE, colors=16)
+    indices = np.asarray(palette)
+    deep = GREY.astype(np.uint16) * 256 + 99
+    for image, expected in (
+        (MASK, MASK),
+        (MASK[:20, :30], MASK[:20, :30]),
+        (PHOTO, PHOTO),
+        (palette, indices),
+        (Image.fromarray(MASK).convert("1", dither=Image.Dither.NONE), MASK),
+        (Image.fromarray(deep), deep),
+    ):
+        source = file_of(image, "PNG")
+        found = encode(source, Encoding(quality=50), exact=True)
+        assert (found.extension, found.data, found.change) == ("png", source, "")
+        assert (found.height, found.width) == expected.shape[:2]
+        np.testing.assert_array_equal(decode(found.data, "png"), expected)
+        assert found.content_hash == content_hash(decode(found.data, "png"))
+
+
+@pytest.mark.parametrize("kind", ["BMP", "TIFF", "JPEG"])
+def test_other_exact_images_keep_their_pixels(kind: str) -> None:
+    source = file_of(MASK, kind)
+    found = encode(source, AS_IT_IS, exact=True)
+    assert (found.extension, found.change) == ("png", f"{kind} to PNG")
+    np.testing.assert_array_equal(decode(found.data, "png"), pixels_of(source))
+    assert found.content_hash == content_hash(pixels_of(source))
+
+
+def test_exact_images_get_the_size_of_their_photograph_and_no_new_values() -> None:
+    photo = encode(file_of(PHOTO, "PNG"), Encoding(resize_px=77))
+    for source in (file_of(MASK, "PNG"), MASK[..., None]):
+        mask = encode(source, Encoding(resize_px=77), exact=True)
+        assert (mask.extension, mask.change) == ("png", "resized")
+        assert (mask.width, mask.height) == (photo.width, photo.height)
+        assert set(np.unique(decode(mask.data, "png"))) == {0, 255}
+        assert mask.content_hash == content_hash(decode(mask.data, "png"))
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_exact_arrays_become_pngs(channels: int) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (90, 70, channels), dtype=np.uint8)
+    found = encode(pixels, AS_IT_IS, exact=True)
+    assert (found.extension, found.change) == ("png", "array to PNG")
+    np.testing.assert_array_equal(decode(found.data, "png").reshape(pixels.shape), pixels)
+
+
+def test_what_no_png_holds_is_refused_as_exact() -> None:
+    with pytest.raises(BadImage, match="5 channels: exact images may have up to 4"):
+        encode(np.zeros((9, 9, 5), np.uint8), AS_IT_IS, exact=True)
+    with pytest.raises(BadImage, match="cannot write mode CMYK as PNG"):
+        encode(file_of(Image.fromarray(PHOTO).convert("CMYK"), "TIFF"), AS_IT_IS, exact=True)
+    with pytest.raises(BadImage):
+        encode(file_of(MASK, "PNG")[:-200], AS_IT_IS, exact=True)

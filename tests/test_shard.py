@@ -1,7 +1,6 @@
 """Shards: exact bytes, whatever the workers and the interruptions; and refusals that leave nothing behind."""
 
 import io
-import json
 import os
 import shutil
 import signal
@@ -15,11 +14,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import webdataset
-from conftest import run_with_small_files, write_converter
+from conftest import rewrite_column, run_with_small_files, write_converter
 
 from fastad import shard
 from fastad.errors import FastadError
-from fastad.files import sha256
 from fastad.listing import Converter, find_converter
 from fastad.manifest import Sample, open_set
 from fastad.shard import convert
@@ -298,12 +296,8 @@ def test_verify_finds_a_changed_column(home: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("column", ["key", "offset", "height", "content_hash"])
 def test_verify_decode_finds_columns_that_were_written_wrong(column: str, home: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(home / "blobs", tmp_path / "blobs")
-    path = folder / "samples" / f"{column}.npy"
-    values = np.load(path)
-    np.save(path, values + 1 if column == "height" else np.roll(values, 1))
-    facts = json.loads((folder / "manifest.json").read_bytes())
-    facts["columns_sha256"][column] = sha256(path)
-    (folder / "manifest.json").write_text(json.dumps(facts))
+    values = np.load(folder / "samples" / f"{column}.npy")
+    rewrite_column(folder, column, values + 1 if column == "height" else np.roll(values, 1))
     with pytest.raises(FastadError, match=r"where the manifest says|\.idx is missing or changed"):
         verify(folder, "decode")
 

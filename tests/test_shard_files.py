@@ -266,6 +266,8 @@ def test_arrays_that_vanish_while_they_are_written_are_named(tmp_path: Path) -> 
         offset=np.arange(3) * 16,
         size=np.full(3, 16),
         shape=np.tile([4, 4, 1], (3, 1)),
+        order=np.zeros(3, np.int8),
+        exact=np.zeros(3, bool),
         class_index=np.zeros(3, np.int32),
         key=np.array([b"a", b"b", b"c"]),
     )

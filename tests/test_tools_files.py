@@ -10,12 +10,16 @@ import numpy as np
 import pytest
 import scipy.io
 import torchvision
+import webdataset
 from PIL import Image
 
+from fastad.encode import Encoding
 from fastad.errors import FastadError
+from fastad.inspect import grid
 from fastad.manifest import FileRange, Manifest, Sample
 from fastad.reader import ShardReader
 from fastad.shard import convert
+from fastad.verify import verify
 from fastad_tools import folder, imagenet1k, imagenet22k, imagenet30, mvtec
 from fastad_tools._files import sample_keys
 from fastad_tools._tar import tar_files
@@ -381,6 +385,42 @@ def test_mvtec_masks_follow_their_images_whatever_the_names(tmp_path: Path, monk
         (mask,) = (key for key in found if found[key][1] == "masks")
         assert found[mask.removesuffix("_mask")] == (f"carpet/{defect}", "test")
         assert len(mask) <= 90
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # webdataset leaves its tars open
+@pytest.mark.parametrize("resize_px", [None, 100, 50])
+def test_mvtec_masks_stay_exact_beside_their_photographs(resize_px: int | None, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    mask = np.where(rng.random((150, 150)) < 0.5, 255, 0).astype(np.uint8)
+    for place in ("train/good/000", "test/good/000", "test/hole/000", "ground_truth/hole/000_mask"):
+        path = tmp_path / "carpet" / f"{place}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        noise = rng.integers(0, 256, (150, 150, 3), dtype=np.uint8)
+        Image.fromarray(mask if place.endswith("mask") else noise).save(path)
+    manifest = convert(
+        "mvtec", tmp_path / "carpet", tmp_path / "home", encoding=Encoding(resize_px=resize_px), workers=1
+    )
+    assert manifest is not None
+    (row,) = manifest.split_rows("masks")
+    (photo,) = (row for row in manifest.split_rows("test") if manifest.key[row].endswith(b"hole/000"))
+    assert manifest.extension[row] == b"png"
+    assert (manifest.width[row], manifest.height[row]) == (manifest.width[photo], manifest.height[photo])
+    found = ShardReader(manifest).image(row)[..., 0]
+    if resize_px is None:
+        np.testing.assert_array_equal(found, mask)
+    assert set(np.unique(found)) == {0, 255}
+    verify(manifest.folder, "decode")
+    assert grid(manifest).width > 300
+    (sample,) = webdataset.WebDataset(str(manifest.folder / "masks-00000.tar"), shardshuffle=False).decode("pil")
+    np.testing.assert_array_equal(np.asarray(sample["png"].convert("L")), found)
+    index = (manifest.folder / "masks-00000.idx").read_text().split()
+    assert index[2:] == ["png", str(manifest.offset[row]), str(manifest.size[row])]
+    # Small photographs are arrays of one size still; masks are none of them.
+    assert manifest.common_shape_hwc == ((50, 50, 3) if resize_px == 50 else None)
+    if resize_px == 50:
+        ShardReader(manifest).pixels(np.array([photo]))
+        with pytest.raises(FastadError, match="exact images, such as masks, are no arrays of one size: leave them out"):
+            ShardReader(manifest).pixels(np.array([photo, row]))
 
 
 def test_mvtec_that_is_not_whole_is_said(tmp_path: Path) -> None:

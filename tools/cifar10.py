@@ -14,6 +14,7 @@ from fastad_tools._cifar import Layout, cifar_samples
 
 SOURCE = "CIFAR-10 (Krizhevsky 2009), https://www.cs.toronto.edu/~kriz/cifar.html"
 LICENCE = "not stated by its authors"
+PUBLISHED_COUNTS = {"CIFAR-10": {"train": 50_000, "test": 10_000}}
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 LAYOUT = Layout(

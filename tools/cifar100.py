@@ -14,6 +14,7 @@ from fastad_tools._cifar import Layout, cifar_samples
 
 SOURCE = "CIFAR-100 (Krizhevsky 2009), https://www.cs.toronto.edu/~kriz/cifar.html"
 LICENCE = "not stated by its authors"
+PUBLISHED_COUNTS = {"CIFAR-100": {"train": 50_000, "test": 10_000}}
 CLASSES = (
     *("apple", "aquarium_fish", "baby", "bear", "beaver", "bed", "bee", "beetle", "bicycle", "bottle"),
     *("bowl", "boy", "bridge", "bus", "butterfly", "camel", "can", "castle", "caterpillar", "cattle"),

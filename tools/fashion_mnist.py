@@ -12,6 +12,7 @@ from fastad_tools._idx import mnist_samples
 
 SOURCE = "Fashion-MNIST (Xiao, Rasul and Vollgraf 2017), IDX files"
 LICENCE = "MIT"
+PUBLISHED_COUNTS = {"Fashion-MNIST": {"train": 60_000, "test": 10_000}}
 CLASSES = (
     *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
     *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),

@@ -21,6 +21,7 @@ from fastad_tools._tar import tar_files
 
 SOURCE = "ImageNet Large Scale Visual Recognition Challenge 2012 (Russakovsky et al. 2015), https://image-net.org"
 LICENCE = "ImageNet terms of access: non-commercial research and education; the images are their owners'"
+PUBLISHED_COUNTS = {"ILSVRC 2012": {"train": 1_281_167, "test": 50_000}}
 
 _VAL_NAME = re.compile(r"(?:.*/)?(ILSVRC2012_val_(\d{8})\.JPEG)")
 

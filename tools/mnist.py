@@ -11,7 +11,8 @@ from fastad.manifest import Sample
 from fastad_tools._idx import mnist_samples
 
 SOURCE = "MNIST (LeCun, Cortes and Burges), IDX files"
-LICENCE = "CC BY-SA 3.0"
+LICENCE = "not stated by its authors; CC BY-SA 3.0 according to the documentation of Keras"
+PUBLISHED_COUNTS = {"MNIST": {"train": 60_000, "test": 10_000}}
 CLASSES = tuple(str(digit) for digit in range(10))
 
 

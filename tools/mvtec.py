@@ -5,7 +5,7 @@ Expected as raw data: the root of the set, or one category's folder:
     bottle/ground_truth/broken_large/000_mask.png …
 
 A class is a category with a defect, such as `bottle/broken_large`, or `bottle/good`. Masks are kept as samples of the
-split "masks"; a mask's key is its image's with `_mask` after it.
+split "masks", exact to the pixel; a mask's key is its image's with `_mask` after it.
 """
 
 from collections.abc import Iterator
@@ -43,7 +43,7 @@ def _of_category(folder: Path, category: str) -> Iterator[Sample]:
             for key, (name, path) in zip(keys, found.items(), strict=True):
                 yield Sample(key, path, class_name, split)
                 if split == "test" and (mask := masks.pop(f"{defect.name}/{Path(name).stem}{MASK}.png", None)):
-                    kept.append(Sample(f"{key}{MASK}", mask, class_name, "masks"))
+                    kept.append(Sample(f"{key}{MASK}", mask, class_name, "masks", exact=True))
                 elif split == "test" and defect.name != "good":
                     without = path
     if masks or (kept and without):

@@ -1,12 +1,8 @@
 """80 Million Tiny Images: 79,302,017 pictures from the web, 32×32 colour, no labels (Torralba et al. 2008; 244 GB).
 
-The set was withdrawn by its authors in 2020, because it holds offensive images and labels; it is read here only so that
-published results can be checked. Substitutes: CIFAR-100 (`cifar100`), the 300K random images (`tinyimages300k`), or
-ImageNet-22K at 32 px.
-
 Expected as raw data: `tiny_images.bin`, whole or its first part, or the folder that holds it. Each image is 3,072
 bytes: red, green, blue, each plane column by column. As C-ordered [3, 32, 32] that is (channel, x, y), so the image
-[H, W, C] is its transpose: the same as the usual `reshape(32, 32, 3, order="F")`.
+[H, W, C] is its transpose: the same as the usual `reshape(32, 32, 3, order="F")`. With `--in-place` no pixel is copied.
 
 `--limit N` takes the first N images only. Images that also stand in CIFAR-10 or CIFAR-100 (132,409 of the whole set,
 `data/README.md`) go into the split "lookalikes", all others into "train", so that training on "train" leaves them out.
@@ -20,26 +16,34 @@ from pathlib import Path
 import numpy as np
 
 from fastad.errors import FastadError
-from fastad.manifest import Sample
+from fastad.manifest import PixelRange, Sample
 
 SOURCE = "80 Million Tiny Images (Torralba, Fergus and Freeman 2008), tiny_images.bin; withdrawn by its authors in 2020"
 LICENCE = "none: withdrawn by its authors in 2020"
+NOTICE = (
+    "80 Million Tiny Images was withdrawn by its authors in 2020, because it holds offensive images and labels; they "
+    "asked that it be used no longer. It is read here only so that published results can be checked. Substitutes: "
+    "CIFAR-100 (`cifar100`), the 300K random images (`tinyimages300k`), or ImageNet-22K at 32 px."
+)
+PUBLISHED_COUNTS = {"80 Million Tiny Images": {"train": 79_169_608, "lookalikes": 132_409}}
 
-IMAGE_BYTES = 3 * 32 * 32
+SHAPE_HWC, ORDER = (32, 32, 3), "cwh"
+IMAGE_BYTES = 32 * 32 * 3
 
 
 def samples(raw: Path, *, limit: int | None = None) -> Iterator[Sample]:
-    images = _mapped(raw / "tiny_images.bin" if raw.is_dir() else raw)
-    if limit is not None and not 0 < limit <= len(images):
-        raise FastadError(f"--limit {limit}: {raw} holds {len(images):,} images; give a number from 1 to that")
+    path = raw / "tiny_images.bin" if raw.is_dir() else raw
+    count = _count(path)
+    if limit is not None and not 0 < limit <= count:
+        raise FastadError(f"--limit {limit}: {raw} holds {count:,} images; give a number from 1 to that")
     apart = set(cifar_lookalikes().tolist())
-    for index in range(limit or len(images)):
+    for index in range(limit or count):
         split = "lookalikes" if index in apart else "train"
-        yield Sample(f"{split}-{index:08d}", images[index].transpose(2, 1, 0), None, split)
+        yield Sample(f"{split}-{index:08d}", PixelRange(path, index * IMAGE_BYTES, SHAPE_HWC, ORDER), None, split)
 
 
-def _mapped(path: Path) -> np.ndarray:
-    """The file as uint8 [N, channel, x, y], memory-mapped."""
+def _count(path: Path) -> int:
+    """The number of images in the file."""
     if not path.is_file():
         raise FastadError(f"no {path}: give tiny_images.bin or the folder that holds it")
     size = path.stat().st_size
@@ -48,8 +52,7 @@ def _mapped(path: Path) -> np.ndarray:
             f"{path} has {size:,} bytes, not a multiple of {IMAGE_BYTES:,} (one image): "
             f"fetch it again, or cut it after a whole image"
         )
-    # As a plain array: slicing a memmap costs several times as much.
-    return np.asarray(np.memmap(path, dtype=np.uint8, mode="r").reshape(-1, 3, 32, 32))
+    return size // IMAGE_BYTES
 
 
 def cifar_lookalikes() -> np.ndarray:
