@@ -14,13 +14,11 @@ Use: `convert("digits", raw=None, home=Path("shards"))`.
 import fcntl
 import hashlib
 import json
-import multiprocessing
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import contextmanager, suppress
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,12 +28,13 @@ import numpy as np
 from fastad.card import card
 from fastad.encode import BadImage, Encoded, Encoding, encode
 from fastad.errors import FastadError
-from fastad.files import atomic, write_json, write_text
+from fastad.files import atomic, locked, write_json, write_text
 from fastad.listing import Converter, Listing, find_converter, list_samples
 from fastad.manifest import COLUMNS, SCHEMA_VERSION, Manifest, Shard, open_set
 from fastad.progress import progress, say
 from fastad.seeds import generator
 from fastad.tar import BLOCK, END, NPY_HEADER_BYTES, index_text, member
+from fastad.workers import over_processes, over_ray, ray_cluster
 
 PERMUTATION_SEED = 0
 SHARD_BYTES = 256 * 2**20
@@ -71,15 +70,39 @@ def convert_with(
     part: Part = WHOLE,
     shard_samples: int | None = None,
     workers: int | None = None,
+    ray: str | None = None,
 ) -> Manifest | None:
     """Converts a set into `home/<set>` and returns its manifest; continues an interrupted conversion.
 
-    The same source gives the same bytes whatever `workers` and `part` are. `options` are the converter's own. Returns
-    None if this part is done and others are not. Images that cannot be used are left out and recorded, up to the share
-    `max_bad`. Raises `FastadError` if the source is missing or broken, if it or an argument is not what the folder was
-    begun with, or if the disk is too small; nothing is then left under a final name.
+    The same source gives the same bytes whatever `workers`, `part` and `ray` are. With `ray`, tasks of the Ray cluster
+    at that address write the shards; its nodes must share the folder and the raw data. `options` are the converter's
+    own. Returns None if this part is done and others are not. Images that cannot be used are left out and recorded, up
+    to the share `max_bad`. Raises `FastadError` if the source is missing or broken, if it or an argument is not what
+    the folder was begun with, if the disk is too small, or if another process is at the same part; nothing is then left
+    under a final name.
     """
-    folder = home / converter.name
+    if ray is not None and part != WHOLE:
+        raise FastadError("--ray already shares the shards out: leave out --part")
+    folder = home.absolute() / converter.name if ray else home / converter.name
+    lock = folder / ".partial" / f"part-{part.index}-of-{part.count}" / "lock"
+    refusal = f"{folder} is being converted by another process: wait for it, or choose another --out or --part"
+    with ray_cluster(ray) if ray else nullcontext(), locked(lock, refusal):
+        return _convert(converter, raw, folder, encoding, options, max_bad, part, shard_samples, workers, ray)
+
+
+def _convert(
+    converter: Converter,
+    raw: Path | None,
+    folder: Path,
+    encoding: Encoding,
+    options: Mapping[str, Any] | None,
+    max_bad: float,
+    part: Part,
+    shard_samples: int | None,
+    workers: int | None,
+    ray: str | None,
+) -> Manifest | None:
+    """The three stages, by the one process that holds the part."""
     shard_samples = shard_samples or SHARD_SAMPLES
     arguments = asdict(encoding) | {"shard_samples": shard_samples} | dict(options or {})
     partial = folder / ".partial" / f"part-{part.index}-of-{part.count}"
@@ -99,7 +122,7 @@ def convert_with(
         raise
     write_json(partial / "begun.json", identity)
     mine = cuts[part.index - 1 :: part.count]
-    _write_shards(folder, listing, mine, len(listing), encoding, max_bad, workers or len(os.sched_getaffinity(0)))
+    _write_shards(folder, listing, mine, len(listing), encoding, max_bad, workers, ray)
     if left := [cut.name for cut in cuts if not _record(folder, cut).is_file()]:
         say(f"part {part.index} of {part.count} is done; {len(left)} shards are left to the other parts")
         return None
@@ -203,9 +226,16 @@ def _job(folder: Path, listing: Listing, cut: _Cut, encoding: Encoding) -> _Job:
 
 
 def _write_shards(
-    folder: Path, listing: Listing, cuts: list[_Cut], total: int, encoding: Encoding, max_bad: float, workers: int
+    folder: Path,
+    listing: Listing,
+    cuts: list[_Cut],
+    total: int,
+    encoding: Encoding,
+    max_bad: float,
+    workers: int | None,
+    ray: str | None,
 ) -> None:
-    """Stage 2: every shard that has no record yet, each by one worker process (or here, if one is enough).
+    """Stage 2: every shard that has no record yet, each by one worker process (or here, if one is enough) or Ray task.
 
     Stops as soon as more of these images are bad than may be of all.
     """
@@ -214,24 +244,27 @@ def _write_shards(
     samples = sum(len(cut.rows) for cut in cuts)
     done = samples - sum(len(cut.rows) for cut in due)
     rejects: list[dict[str, str]] = []
-    with progress(f"shard {folder.name}", samples, unit="images", done=done) as advance:
-        for written, bad in _run(jobs, min(workers, len(due))):
+    with (
+        progress(f"shard {folder.name}", samples, unit="images", done=done) as advance,
+        # Closed here, so that no worker goes on while an exception is on its way.
+        closing(_run(jobs, len(due), workers, ray)) as results,
+    ):
+        for written, bad in results:
             advance(written)
             rejects += bad
             _refuse_bad(folder, rejects, total, max_bad)
 
 
-def _run(jobs: Iterator[_Job], workers: int) -> Iterator[tuple[int, list[dict[str, str]]]]:
-    if workers <= 1:
+def _run(
+    jobs: Iterator[_Job], count: int, workers: int | None, ray: str | None
+) -> Generator[tuple[int, list[dict[str, str]]], None, None]:
+    processes = min(workers or len(os.sched_getaffinity(0)), count)
+    if ray is not None:
+        yield from over_ray(_write_shard, jobs, workers)
+    elif processes > 1:
+        yield from over_processes(_write_shard, jobs, processes)
+    else:
         yield from map(_write_shard, jobs)
-        return
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        try:
-            for future in as_completed([pool.submit(_write_shard, job) for job in jobs]):
-                yield future.result()
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
 
 
 def _refuse_bad(folder: Path, rejects: list[dict[str, str]], total: int, max_bad: float) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import fastad
 
 ORDER = (
-    *("__init__", "errors", "seeds", "files", "progress", "tar", "encode", "card"),
+    *("__init__", "errors", "seeds", "files", "progress", "workers", "tar", "encode", "card"),
     *("manifest", "listing", "shard", "verify", "reader", "inspect", "view", "plan", "augment", "pipeline"),
     *("networks", "objectives", "recipe", "run", "group", "evaluate", "train"),
     *("tables", "figures", "page", "report", "quickstart", "bench", "bench_shard", "cli", "__main__"),

@@ -134,31 +134,39 @@ from pathlib import Path
 from fastad import shard
 shard.SHARD_SAMPLES = 60
 if __name__ == "__main__":
-    shard.convert(sys.argv[1], None, Path(sys.argv[2]), workers=1)
+    shard.convert(sys.argv[1], None, Path(sys.argv[2]), workers=2)
 """
+KILLS = 20
 
 
 @pytest.mark.usefixtures("small_shards")
-def test_kill_at_any_moment_loses_nothing(converter: Path, tmp_path: Path) -> None:
+def test_twenty_kills_at_random_moments_lose_nothing(tmp_path: Path) -> None:
+    """Each kill ends the whole process group, a random part of a shard's time after so many new shards stand."""
+    converter = write_converter(tmp_path / "many.py", classes=("x", "y"), counts={"train": 60 * 3 * KILLS}, seed=3)
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
     convert(str(converter), None, tmp_path / "whole", workers=1)
     whole = contents(tmp_path / "whole" / "many")
-    folder, killed = tmp_path / "killed" / "many", 0
-    while True:
-        process = subprocess.Popen([sys.executable, script, converter, tmp_path / "killed"], stderr=subprocess.DEVNULL)
-        # Killed once so many files stand in the folder: first while listing, then ever later in the writing.
-        while process.poll() is None and sum(len(files) for _, _, files in os.walk(folder)) <= 3 * killed:
+    folder = tmp_path / "killed" / "many"
+    command = [sys.executable, script, converter, tmp_path / "killed"]
+    rng, left = np.random.default_rng(0), set()
+    # A few while it starts and lists, the others while it writes.
+    moments = [*np.full(4, -1), *rng.integers(0, 3, KILLS - 4)]
+    for new in moments:
+        before = len(list(folder.glob("*.tar")))
+        process = subprocess.Popen(command, stderr=subprocess.DEVNULL, start_new_session=True)
+        while process.poll() is None and new >= 0 and len(list(folder.glob("*.tar"))) <= before + new:
             time.sleep(0.0005)
-        if process.poll() is not None:
-            break
-        process.send_signal(signal.SIGKILL)
+        time.sleep(rng.uniform(0.0, 0.5 if new < 0 else 0.02))
+        assert process.poll() is None, "it ended before it was killed"
+        os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-        killed += 1
-        for path in folder.glob("*.tar"):
+        for path in (*folder.glob("*.tar"), *folder.glob("*.idx")):
             assert path.read_bytes() == whole[path.name]
-    assert killed >= 3
-    assert process.returncode == 0
+        assert not (folder / "manifest.json").exists()
+        left |= {path.name for path in folder.rglob(".*.tmp")}
+    assert left
+    assert subprocess.run(command, stderr=subprocess.DEVNULL).returncode == 0
     assert contents(folder) == whole
 
 
