@@ -97,7 +97,10 @@ def ray_cluster(address: str) -> Iterator[None]:
         try:
             ray.init(address, **settings)
         except ConnectionError as error:
-            raise FastadError(f"no Ray cluster found at {address}: ray start one, or give --ray local") from error
+            raise FastadError(
+                f"cannot join a Ray cluster at {address}: ray start one, or set RAY_AUTH_MODE=token and the token that "
+                "it asks for, or give --ray local"
+            ) from error
         finally:
             # Ray puts its own handler in place.
             signal.signal(signal.SIGTERM, on_sigterm)
