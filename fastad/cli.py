@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fastad import __version__
-from fastad.errors import FastadError, Interrupted
+from fastad.errors import FastadError, Interrupted, raise_on_signals
 
 if TYPE_CHECKING:
     from fastad.run import RunResult
@@ -67,23 +67,32 @@ def shard(
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first N images, for sets that allow it")] = None,
     part: Annotated[str, typer.Option(help="I/N: this process writes every Nth shard, from the Ith")] = "1/1",
     workers: Annotated[int | None, typer.Option(min=1, help="Processes that write [default: all cores]")] = None,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS",
+            help="Write on a Ray cluster: local, auto or host:port; all nodes must share --out and RAW",
+        ),
+    ] = None,
 ) -> None:
     """Convert raw data into a shard set; again to continue an interrupted conversion."""
     from fastad.encode import Encoding
     from fastad.manifest import shard_home
     from fastad.shard import Part, convert
 
-    manifest = convert(
-        name,
-        raw,
-        shard_home(out),
-        encoding=Encoding(resize, quality, checked=not unchecked),
-        in_place=in_place,
-        options={key: value for key, value in (("split", split), ("limit", limit)) if value is not None},
-        max_bad=_share(max_bad),
-        part=Part(*_part(part)),
-        workers=workers,
-    )
+    with raise_on_signals():
+        manifest = convert(
+            name,
+            raw,
+            shard_home(out),
+            encoding=Encoding(resize, quality, checked=not unchecked),
+            in_place=in_place,
+            options={key: value for key, value in (("split", split), ("limit", limit)) if value is not None},
+            max_bad=_share(max_bad),
+            part=Part(*_part(part)),
+            workers=workers,
+            ray=ray,
+        )
     if manifest is not None:
         left_out = len(manifest.facts["rejects"])
         print(f"{manifest.folder}: {len(manifest.key):,} images in {len(manifest.shards)} shards, {left_out} left out")

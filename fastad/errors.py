@@ -1,12 +1,15 @@
 """The errors that users are meant to see.
 
-Owns `FastadError`, `Interrupted` and the wording of "unknown name" messages; nothing else of fastad is imported here.
+Owns `FastadError`, `Interrupted` with the signals that raise it, and the wording of "unknown name" messages; nothing
+else of fastad is imported here.
 Use: `raise FastadError("asked for …, found …: do …")`.
 """
 
 import difflib
 import signal
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from types import FrameType
 
 
 class FastadError(Exception):
@@ -19,6 +22,25 @@ class Interrupted(Exception):
     def __init__(self, signal_number: int) -> None:
         super().__init__(f"stopped by {signal.Signals(signal_number).name}; the same command continues")
         self.signal_number = signal_number
+
+
+@contextmanager
+def raise_on_signals() -> Iterator[None]:
+    """While it lasts, the first SIGINT or SIGTERM raises `Interrupted`; a second one ends the process at once."""
+    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        for each in previous:
+            signal.signal(each, signal.SIG_DFL)
+        raise Interrupted(number)
+
+    try:
+        for number in previous:
+            signal.signal(number, stop)
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> FastadError:

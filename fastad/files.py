@@ -1,11 +1,12 @@
 """Writing files so that a final name always holds a whole file.
 
-Owns temporary names, syncing and renaming, positional reading, and the one-line messages for a disk that refuses and a
-file that was cut; knows no format.
+Owns temporary names, syncing, renaming, locks and positional reading, and the one-line messages for a disk that refuses
+and a file that was cut; knows no format.
 Use: `with atomic(path) as file: file.write(...)`.
 """
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -46,6 +47,25 @@ def atomic(path: Path) -> Iterator[IO[bytes]]:
         raise _unwritable(path, error) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def locked(path: Path, refusal: str) -> Iterator[None]:
+    """Holds a lock file, which is free again when this process ends, however it ends.
+
+    Raises `FastadError(refusal)` if another process holds it.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = open(path, "w")  # noqa: SIM115 (closed below)
+    except OSError as error:
+        raise _unwritable(path, error) from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise FastadError(refusal) from error
+        yield
 
 
 def _unwritable(path: Path, error: OSError) -> FastadError:

@@ -7,11 +7,10 @@ Use: `hashed = hash_in_place(folder, listing, workers)`, then `link_in_place(fol
 
 import hashlib
 import math
-import multiprocessing
 import os
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from io import FileIO
 from itertools import pairwise
@@ -27,6 +26,7 @@ from fastad.listing import Listing
 from fastad.manifest import Shard
 from fastad.progress import progress
 from fastad.tar import BLOCK, index_parts
+from fastad.workers import over_processes
 
 CHUNK_ROWS, BATCH_ROWS = 2**16, 2**8
 READ_BYTES = 2**22
@@ -73,9 +73,12 @@ def hash_in_place(folder: Path, listing: Listing, workers: int) -> Hashed:
     chunks = [slice(start, start + CHUNK_ROWS) for start in range(0, len(listing), CHUNK_ROWS)]
     jobs = (_job(folder, listing, rows) for rows in chunks)
     total = sum(digest.path.stat().st_size for digest in digests.values())
-    with progress(f"read {folder.name}", total, unit="bytes") as advance:
+    with (
+        progress(f"read {folder.name}", total, unit="bytes") as advance,
+        closing(over_processes(_hash, jobs, min(workers, len(chunks)))) as done,
+    ):
         # SHA-256 cannot be shared out: this process follows the workers, and finds what they read in memory.
-        for rows, _ in zip(chunks, _each(_hash, jobs, min(workers, len(chunks))), strict=True):
+        for rows in _in_order(chunks, done):
             file, offset = listing.file[rows], listing.offset[rows]
             for number in np.unique(file).tolist():
                 digests[number].read_to(int(offset[file == number].max()), advance)
@@ -104,6 +107,7 @@ class _Digest:
 class _Job:
     """What a worker process needs to hash the images of some rows, and where it leaves the hashes."""
 
+    start: int
     record: Path
     files: np.ndarray
     file: np.ndarray
@@ -115,36 +119,29 @@ class _Job:
 def _job(folder: Path, listing: Listing, rows: slice) -> _Job:
     used, file = np.unique(listing.file[rows], return_inverse=True)
     shape_hwc, order = tuple(listing.shape[0].tolist()), AXIS_ORDERS[listing.order[0]]
-    return _Job(_record(folder, rows), listing.files[used], file, listing.offset[rows], shape_hwc, order)
+    return _Job(rows.start, _record(folder, rows), listing.files[used], file, listing.offset[rows], shape_hwc, order)
 
 
 def _record(folder: Path, rows: slice) -> Path:
     return folder / ".partial" / f"hashes-{rows.start:010d}.npy"
 
 
-def _each(work: Callable[[_Job], None], jobs: Iterator[_Job], workers: int) -> Iterator[None]:
-    """Yields after each job, in their order; only a few are under way, so that no worker is far ahead."""
-    if workers <= 1:
-        yield from map(work, jobs)
-        return
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        under_way: deque[Future[None]] = deque()
-        try:
-            for job in jobs:
-                under_way.append(pool.submit(work, job))
-                if len(under_way) > 2 * workers:
-                    yield under_way.popleft().result()
-            while under_way:
-                yield under_way.popleft().result()
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+def _in_order(chunks: list[slice], done: Iterable[int]) -> Iterator[slice]:
+    """The chunks from the first to the last, each once it is done; `done` tells their first rows as they come."""
+    known: set[int] = set()
+    waiting = iter(chunks)
+    rows = next(waiting, None)
+    for start in done:
+        known.add(start)
+        while rows is not None and rows.start in known:
+            yield rows
+            rows = next(waiting, None)
 
 
-def _hash(job: _Job) -> None:
-    """Writes the content hashes of a job's images, if they do not stand already."""
+def _hash(job: _Job) -> int:
+    """Writes the content hashes of a job's images, if they do not stand already; returns its first row."""
     if job.record.is_file():
-        return
+        return job.start
     hashes: list[int] = []
     edges = np.flatnonzero(np.diff(job.file)) + 1
     for file, offset in zip(np.split(job.file, edges), np.split(job.offset, edges), strict=True):
@@ -154,6 +151,7 @@ def _hash(job: _Job) -> None:
                 hashes += map(content_hash, arranged(raw, job.shape_hwc, job.order))
     with atomic(job.record) as record:
         np.save(record, np.array(hashes, dtype=np.uint64))
+    return job.start
 
 
 def _read(file: FileIO, offsets: list[int], size: int) -> np.ndarray:

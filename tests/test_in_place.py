@@ -186,12 +186,16 @@ def test_an_interrupted_conversion_continues_to_the_same_bytes(
 
 def test_a_folder_is_held_to_one_way(raw: Path, tmp_path: Path) -> None:
     linked(raw, tmp_path)
-    with pytest.raises(FastadError, match="is a conversion with in_place = True, now it is False: choose another --out"):
+    with pytest.raises(
+        FastadError, match="is a conversion with in_place = True, now it is False: choose another --out"
+    ):
         convert("tinyimages", raw, tmp_path, workers=1)
     with pytest.raises(FastadError, match="is a conversion with limit = None, now it is 9: choose another --out"):
         convert("tinyimages", raw, tmp_path, in_place=True, options={"limit": 9}, workers=1)
     done(convert("tinyimages", raw, tmp_path / "other", workers=1))
-    with pytest.raises(FastadError, match="is a conversion with in_place = False, now it is True: choose another --out"):
+    with pytest.raises(
+        FastadError, match="is a conversion with in_place = False, now it is True: choose another --out"
+    ):
         linked(raw, tmp_path / "other")
 
 
@@ -264,7 +268,7 @@ def test_what_cannot_stay_in_place_is_one_line(case: str, message: str, tmp_path
 
 def test_images_in_place_are_left_as_they_are_by_one_process(raw: Path, tmp_path: Path) -> None:
     for arguments in ({"encoding": Encoding(16)}, {"encoding": Encoding(quality=9)}, {"part": Part(1, 2)}):
-        with pytest.raises(FastadError, match="leave out --resize, --quality and --part"):
+        with pytest.raises(FastadError, match="leave out --resize, --quality, --part and --ray"):
             convert("tinyimages", raw, tmp_path / "home", in_place=True, **arguments)
     assert not (tmp_path / "home").exists()
 

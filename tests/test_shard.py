@@ -16,7 +16,7 @@ import pytest
 import webdataset
 from conftest import rewrite_column, run_with_small_files, write_converter
 
-from fastad import shard
+from fastad import shard, write
 from fastad.errors import FastadError
 from fastad.listing import Converter, find_converter
 from fastad.manifest import Sample, open_set
@@ -131,34 +131,42 @@ def test_another_source_is_refused_and_the_set_stays_whole(converter: Path, tmp_
 SCRIPT = """
 import sys
 from pathlib import Path
-from fastad import shard
+from fastad import shard, write
 shard.SHARD_SAMPLES = 60
 if __name__ == "__main__":
-    shard.convert(sys.argv[1], None, Path(sys.argv[2]), workers=1)
+    shard.convert(sys.argv[1], None, Path(sys.argv[2]), workers=2)
 """
+KILLS = 20
 
 
 @pytest.mark.usefixtures("small_shards")
-def test_kill_at_any_moment_loses_nothing(converter: Path, tmp_path: Path) -> None:
+def test_twenty_kills_at_random_moments_lose_nothing(tmp_path: Path) -> None:
+    """Each kill ends the whole process group, a random part of a shard's time after so many new shards stand."""
+    converter = write_converter(tmp_path / "many.py", classes=("x", "y"), counts={"train": 60 * 3 * KILLS}, seed=3)
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
     convert(str(converter), None, tmp_path / "whole", workers=1)
     whole = contents(tmp_path / "whole" / "many")
-    folder, killed = tmp_path / "killed" / "many", 0
-    while True:
-        process = subprocess.Popen([sys.executable, script, converter, tmp_path / "killed"], stderr=subprocess.DEVNULL)
-        # Killed once so many files stand in the folder: first while listing, then ever later in the writing.
-        while process.poll() is None and sum(len(files) for _, _, files in os.walk(folder)) <= 3 * killed:
+    folder = tmp_path / "killed" / "many"
+    command = [sys.executable, script, converter, tmp_path / "killed"]
+    rng, left = np.random.default_rng(0), set()
+    # A few while it starts and lists, the others while it writes.
+    moments = [*np.full(4, -1), *rng.integers(0, 3, KILLS - 4)]
+    for new in moments:
+        before = len(list(folder.glob("*.tar")))
+        process = subprocess.Popen(command, stderr=subprocess.DEVNULL, start_new_session=True)
+        while process.poll() is None and new >= 0 and len(list(folder.glob("*.tar"))) <= before + new:
             time.sleep(0.0005)
-        if process.poll() is not None:
-            break
-        process.send_signal(signal.SIGKILL)
+        time.sleep(rng.uniform(0.0, 0.5 if new < 0 else 0.02))
+        assert process.poll() is None, "it ended before it was killed"
+        os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-        killed += 1
-        for path in folder.glob("*.tar"):
+        for path in (*folder.glob("*.tar"), *folder.glob("*.idx")):
             assert path.read_bytes() == whole[path.name]
-    assert killed >= 3
-    assert process.returncode == 0
+        assert not (folder / "manifest.json").exists()
+        left |= {path.name for path in folder.rglob(".*.tmp")}
+    assert left
+    assert subprocess.run(command, stderr=subprocess.DEVNULL).returncode == 0
     assert contents(folder) == whole
 
 
@@ -186,7 +194,7 @@ def test_an_interrupted_conversion_of_another_source_is_refused(
     def broken(job: object) -> int:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(shard, "_write_shard", broken)
+    monkeypatch.setattr(shard, "write_shard", broken)
     with pytest.raises(KeyboardInterrupt):
         convert(str(converter), None, tmp_path, workers=1)
     write_converter(converter, classes=("x", "y"), counts=COUNTS, seed=4)
@@ -333,6 +341,6 @@ def test_arrays_written_at_once_are_as_those_written_one_by_one(
     converter = Converter("arrays", samples, "tests", "CC0", None, "")
     monkeypatch.setattr(shard, "find_converter", lambda name: converter)
     convert("arrays", None, tmp_path / "at-once", workers=1)
-    monkeypatch.setattr(shard, "_is_uniform", lambda job: False)
+    monkeypatch.setattr(write, "_is_uniform", lambda job: False)
     convert("arrays", None, tmp_path / "one-by-one", workers=1)
     assert contents(tmp_path / "at-once" / "arrays") == contents(tmp_path / "one-by-one" / "arrays")

@@ -20,11 +20,12 @@ from fastad.encode import Encoding
 from fastad.errors import FastadError
 from fastad.inspect import facts, grid, summary
 from fastad.listing import Converter
-from fastad.manifest import FileRange, Manifest, Sample
+from fastad.manifest import FileRange, Manifest, Sample, open_set
 from fastad.reader import ShardReader
 from fastad.shard import Part, convert
 from fastad.verify import verify
 from fastad.view import View, select
+from fastad.write import Job, write_shard
 
 COUNT = 40
 
@@ -75,12 +76,38 @@ def test_jpegs_pass_byte_for_byte_and_decode_through_webdataset(photos: Path, tm
         assert manifest.classes[int(sample["cls"])] == sample["__key__"].split("/")[0]
     decoded = list(webdataset.WebDataset(tars, shardshuffle=False).decode("pil"))
     assert len(decoded) == COUNT
+    for sample in decoded:
+        with Image.open(photos / f"{sample['__key__']}.jpg") as source:
+            np.testing.assert_array_equal(np.asarray(sample["jpg"]), np.asarray(source))
     assert len(verify(manifest.folder, "decode").key) == COUNT
     for row in range(COUNT):
         image = ShardReader(manifest).image(row)
         assert image.shape == (manifest.height[row], manifest.width[row], 3)
     with pytest.raises(FastadError, match="holds JPEGs or images of several sizes"):
         _ = manifest.shape_hwc
+
+
+# webdataset's reader leaves its tars to the garbage collector.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("streaming", [False, True])
+def test_hugging_face_datasets_reads_jpegs_and_arrays(
+    streaming: bool, photos: Path, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    from datasets import load_dataset
+
+    for manifest in (done(convert("photos", photos, tmp_path, workers=1)), open_set(home / "blobs")):
+        tars = sorted(map(str, manifest.folder.glob("train-*.tar")))
+        found = load_dataset(
+            "webdataset", data_files={"train": tars}, split="train", streaming=streaming, cache_dir=tmp_path / "cache"
+        )
+        rows = manifest.split_rows("train")
+        reader = ShardReader(manifest)
+        for row, sample in zip(rows, found, strict=True):
+            assert sample["__key__"] == manifest.key[row].decode()
+            assert sample["cls"] == manifest.class_index[row]
+            pixels = np.asarray(sample["jpg"] if "jpg" in sample else sample["npy"])
+            np.testing.assert_array_equal(pixels, reader.image(row))
 
 
 def test_inspect_shows_sizes_and_duplicates(photos: Path, tmp_path: Path) -> None:
@@ -257,7 +284,7 @@ def test_a_damaged_image_of_an_unchecked_set_is_found_by_verify(photos: Path, tm
 
 
 def test_arrays_that_vanish_while_they_are_written_are_named(tmp_path: Path) -> None:
-    job = shard._Job(
+    job = Job(
         folder=tmp_path,
         name="train-00000",
         encoding=Encoding(),
@@ -273,5 +300,5 @@ def test_arrays_that_vanish_while_they_are_written_are_named(tmp_path: Path) -> 
     )
     (tmp_path / "spool.bin").write_bytes(bytes(40))
     with pytest.raises(FastadError, match=r"spool\.bin cannot be read to its end"):
-        shard._write_shard(job)
+        write_shard(job)
     assert not list(tmp_path.glob("*.tar"))

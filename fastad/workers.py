@@ -1,0 +1,154 @@
+"""Who does independent jobs: processes here, or tasks of a Ray cluster.
+
+Owns starting, feeding and stopping workers; what a job is, is its function's own. A worker never outlives its driver.
+Use: `for result in over_processes(work, jobs, 2): ...`, or `with ray_cluster("auto"):` and `over_ray(work, jobs)`.
+"""
+
+import logging
+import multiprocessing
+import os
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager, redirect_stdout, suppress
+from itertools import islice
+from multiprocessing.connection import Connection
+from typing import Any, TypeVar
+
+from fastad.errors import FastadError
+
+# Of a task whose worker or node died; its own errors are never tried again.
+RETRIES = 3
+# Given out for each worker: one that it does, one that waits. More would only fill the object store.
+JOBS_A_WORKER = 2
+REACH_S = 5
+
+Job = TypeVar("Job")
+Result = TypeVar("Result")
+
+
+def over_processes(work: Callable[[Job], Result], jobs: Iterator[Job], workers: int) -> Generator[Result, None, None]:
+    """The results of all jobs, as they come, from that many processes, or from this one if one is enough.
+
+    Where a job fails, those given out are still waited for; on a signal the processes end at once.
+    """
+    if workers <= 1:
+        yield from map(work, jobs)
+        return
+    context = multiprocessing.get_context("spawn")
+    lifeline, held = context.Pipe(duplex=False)
+    with held, lifeline, ProcessPoolExecutor(workers, context, _hold_on_to, (lifeline,)) as pool:
+        try:
+            # Workers inherit the mask: signals to the whole process group are this process's to answer.
+            signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+            try:
+                pending = {pool.submit(work, job) for job in islice(jobs, JOBS_A_WORKER * workers)}
+            finally:
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT, signal.SIGTERM))
+            while pending:
+                done, pending = wait(pending, return_when=FIRST_COMPLETED)
+                for future in done:
+                    yield future.result()
+                pending |= {pool.submit(work, job) for job in islice(jobs, len(done))}
+        except FastadError:
+            pool.shutdown(cancel_futures=True)
+            raise
+        except BrokenProcessPool as error:
+            held.close()
+            raise FastadError(
+                "a worker process was killed (for want of memory?): the same command continues, "
+                "also with fewer --workers"
+            ) from error
+        except BaseException:
+            held.close()
+            raise
+
+
+def _hold_on_to(lifeline: Connection) -> None:
+    """Lets a worker process end once its parent closes the other end, or is dead."""
+
+    def end() -> None:
+        with suppress(EOFError):
+            lifeline.recv()
+        os._exit(1)
+
+    threading.Thread(target=end, daemon=True).start()
+
+
+@contextmanager
+def ray_cluster(address: str) -> Iterator[None]:
+    """Joins the Ray cluster at `auto` or `host:port`, or starts a `local` one; leaves it at the end.
+
+    Raises `FastadError` if Ray is not installed, or no cluster is there. Ray's own notices go to standard error.
+    """
+    try:
+        import ray
+    except ImportError as error:
+        raise FastadError("--ray needs the package ray, which is not installed: pip install 'fastad[ray]'") from error
+    if address not in ("local", "auto"):
+        _reach(address)
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    settings: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if address == "local":
+        settings |= {"include_dashboard": False, "num_cpus": len(os.sched_getaffinity(0))}
+    on_sigterm = signal.getsignal(signal.SIGTERM)
+    with redirect_stdout(sys.stderr):
+        try:
+            ray.init(address, **settings)
+        except ConnectionError as error:
+            raise FastadError(
+                f"cannot join a Ray cluster at {address}: ray start one, or set RAY_AUTH_MODE=token and the token that "
+                "it asks for, or give --ray local"
+            ) from error
+        finally:
+            # Ray puts its own handler in place.
+            signal.signal(signal.SIGTERM, on_sigterm)
+        try:
+            yield
+        finally:
+            ray.shutdown()
+
+
+def _reach(address: str) -> None:
+    """Sees whether anyone listens at `host:port`: Ray itself would try for many minutes."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal():
+        raise FastadError(f"--ray must be local, auto or host:port, found {address!r}")
+    try:
+        socket.create_connection((host, int(port)), REACH_S).close()
+    except (OSError, OverflowError) as error:
+        raise FastadError(f"no Ray cluster found at {address} ({error}): ray start one, or give --ray local") from error
+
+
+def over_ray(work: Callable[[Job], Result], jobs: Iterator[Job]) -> Generator[Result, None, None]:
+    """The results of all jobs, as they come, from tasks of the cluster joined.
+
+    A task whose worker or node dies is tried again; raises `FastadError` where that does not help.
+    """
+    import ray
+
+    task = ray.remote(max_retries=RETRIES)(work)
+    pending: list[Any] = []
+    try:
+        while True:
+            # Asked each time: a cluster may grow.
+            resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+            limit = JOBS_A_WORKER * max(1, int(resources.get("CPU", 1)))
+            pending += [task.remote(job) for job in islice(jobs, max(0, limit - len(pending)))]
+            if not pending:
+                return
+            done, pending = ray.wait(pending)
+            yield from ray.get(done)
+    except ray.exceptions.RayTaskError as error:
+        raise error.cause from None
+    except ray.exceptions.RayError as error:
+        raise FastadError(
+            f"Ray lost a task {RETRIES + 1} times, or the cluster ({type(error).__name__}): the same command continues"
+        ) from error
+    finally:
+        for reference in pending:
+            ray.cancel(reference, force=True)
