@@ -10,6 +10,7 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -20,16 +21,16 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
 from fastad.augment import AugmentSpec
+from fastad.dali import Faults
 from fastad.group import Workbench, step
 from fastad.networks import build
 from fastad.objectives import Objective, find
-from fastad.pipeline import train_batches
+from fastad.pipeline import Batch, train_batches
 from fastad.plan import Plan
 from fastad.progress import progress
-from fastad.reader import ShardReader
 from fastad.recipe import Recipe
 from fastad.run import environment
-from fastad.train import Sets, make_plan, open_sets
+from fastad.sets import Sets, make_plan, open_sets, training_sources
 
 WARM_UP_BATCHES = 5
 SECONDS_A_MEASUREMENT = 3.0
@@ -44,9 +45,9 @@ def measure_loader(recipe: Recipe, shards: Path, device: torch.device, repeats: 
     Returns `loader_ratio` with both rates (median of n), each measurement, and the rate of bare positional reads.
     """
     sets, plan = _sets_and_plan(recipe, shards)
-    batches = train_batches(plan, sets.nominal, sets.oe, recipe.augment, device)
+    batches = _batches(recipe, sets, plan, device)
     plain = _plain_batches(plan, sets, recipe, device)
-    rows = itertools.cycle(plan.epoch(0).nominal)
+    rows = itertools.cycle(plan.epoch(0)[0])
     rates = _in_turns(
         {
             "fastad": lambda: len(next(batches).row),
@@ -66,11 +67,11 @@ def measure_step(recipe: Recipe, shards: Path, device: torch.device, repeats: in
     against one plain loop after another; images count once for each objective, since each is trained on them.
     """
     sets, plan = _sets_and_plan(recipe, shards)
-    workbench = Workbench(recipe, sets.nominal.manifest.shape_hwc, device)
+    workbench = Workbench(recipe, sets.shape_hwc, device)
     compiled = workbench.compiles(recipe.optim.epochs * plan.steps_per_epoch)
     objectives = [find(name) for name in recipe.objectives]
     members = [workbench.member(objective, 1, compiled) for objective in objectives]
-    batches = train_batches(plan, sets.nominal, sets.oe, recipe.augment, device)
+    batches = _batches(recipe, sets, plan, device, compiled=compiled)
 
     def group_step(size: int) -> int:
         batch = next(batches)
@@ -97,8 +98,14 @@ def _sets_and_plan(recipe: Recipe, shards: Path) -> tuple[Sets, Plan]:
     """The recipe's sets and an endless plan for its first class."""
     sets = open_sets(recipe, shards)
     plan = make_plan(recipe, sets, sets.nominal.manifest.classes[0], seed=1)
-    plan = Plan(plan.nominal, plan.oe, 1, ENDLESS_EPOCHS, plan.batch_nominal, plan.batch_oe, plan.oe_order)
-    return sets, plan
+    return sets, replace(plan, epochs=ENDLESS_EPOCHS)
+
+
+def _batches(
+    recipe: Recipe, sets: Sets, plan: Plan, device: torch.device, *, compiled: bool = False
+) -> Iterator[Batch]:
+    sources = training_sources(recipe, sets, plan, device, Faults())
+    return train_batches(plan, sources, recipe.augment, device, loader=recipe.loader, compiled=compiled)
 
 
 def _in_turns(works: dict[str, Callable[[], int]], repeats: int, device: torch.device) -> Rates:
@@ -176,9 +183,8 @@ def _plain_batches(
     plan: Plan, sets: Sets, recipe: Recipe, device: torch.device
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Balanced batches the plain way: a loader each for nominal and OE images, joined; without end."""
-    streams: list[tuple[ShardReader, np.ndarray, int]] = [(sets.nominal, plan.nominal, plan.batch_nominal)]
-    if sets.oe is not None and plan.oe is not None:
-        streams.append((sets.oe, plan.oe, plan.batch_oe))
+    named = zip(plan.streams, (sets.nominal, *sets.oe), strict=False)
+    streams = [(reader, stream.rows, stream.batch) for stream, reader in named]
     workers = max(1, len(os.sched_getaffinity(0)) // len(streams))
     loaders = []
     for place, (reader, rows, size) in enumerate(streams):
@@ -204,14 +210,14 @@ def _plain_step(
     objective: Objective, plan: Plan, sets: Sets, recipe: Recipe, device: torch.device
 ) -> Callable[[], int]:
     """One eager step of one objective on its own batches: default memory format, float32, default Adam."""
-    model = build(recipe.network, sets.nominal.manifest.shape_hwc, objective.output_width, seed=1)
+    model = build(recipe.network, sets.shape_hwc, objective.output_width, seed=1)
     model = model.to(device).to(memory_format=torch.contiguous_format)
     optimizer = torch.optim.Adam(model.parameters(), lr=recipe.optim.lr, weight_decay=recipe.optim.weight_decay)
     batches = _plain_batches(plan, sets, recipe, device)
 
     def plain_step() -> int:
         images, target = next(batches)
-        seen = None if objective.uses_oe else plan.batch_nominal
+        seen = None if objective.uses_oe else plan.nominal.batch
         optimizer.zero_grad()
         loss = objective.loss(model(images[:seen]), target[:seen]).mean()
         loss.backward()

@@ -92,6 +92,11 @@ def encode(source: bytes | np.ndarray, encoding: Encoding, *, exact: bool = Fals
     return _written(pixels, encoding, change or "re-encoded")
 
 
+def check(source: bytes) -> None:
+    """Decodes an encoded image; raises `BadImage` with the reason where that is not possible."""
+    _decoded(source)
+
+
 def passes_as_array(shape: Sequence[int], encoding: Encoding) -> bool:
     """Whether uint8 pixels of that shape [H, W, C] become an npy as they are."""
     height, width, _ = shape

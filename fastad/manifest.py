@@ -118,10 +118,19 @@ class Manifest:
         """The shape of all images; raises `FastadError` for sets that are not arrays of one size."""
         if self.common_shape_hwc is None:
             raise FastadError(
-                f"{self.folder} holds JPEGs or images of several sizes, which this fastad shards but does not train on "
-                "yet: choose a set of arrays of one size"
+                f"{self.folder} holds JPEGs or images of several sizes, of which batches are made by cropping only: "
+                "--set augment.resize_px=256 --set augment.crop_px=224, say"
             )
         return self.common_shape_hwc
+
+    @property
+    def channels(self) -> int:
+        """The channels that images are trained on with: those of arrays of one size, else 3."""
+        return 3 if self.common_shape_hwc is None else self.common_shape_hwc[2]
+
+    def shard_path(self, shard: int) -> Path:
+        """The file of a shard."""
+        return self.folder / self.shards[shard].name
 
     @property
     def pixel_order(self) -> str:

@@ -1,23 +1,28 @@
-"""The DALI graph for small images and the iterator of batches.
+"""Batches: each stream's crops, resident or made by DALI, joined and finished on the device.
 
-Owns what is executed on pixels and the hand-over to PyTorch; which rows and which draws come from `fastad.plan` and
-`fastad.augment`. The same graph runs on a GPU or on the CPU.
-Use: `for batch in train_batches(plan, nominal, oe, spec, device): ...`.
+Owns the choice of executor and the hand-over to training and evaluation; what is in a batch is decided by
+`fastad.plan` and `fastad.augment`.
+Use: `for batch in train_batches(plan, sources, spec, device): ...`.
 """
 
-import warnings
-from collections import deque
-from collections.abc import Iterator
-from typing import Any, NamedTuple, Self
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from fastad.augment import AugmentSpec, Draws, draw, no_draws
-from fastad.plan import Plan
+from fastad.augment import AugmentSpec, Draws, place
+from fastad.dali import Crops, Faults, LoaderSpec, dali_crops
+from fastad.errors import FastadError
+from fastad.feed import Wanted, in_order, planned
+from fastad.pixels import Finish
+from fastad.plan import WHOLE_BATCH, Plan, Share
 from fastad.reader import ShardReader
+from fastad.resident import Held, resident_crops
 
-PREFETCH_BATCHES = 2
+EVALUATION_BATCH = 512
 
 
 class Batch(NamedTuple):
@@ -29,146 +34,110 @@ class Batch(NamedTuple):
     row: np.ndarray
 
 
-class _Fed(NamedTuple):
-    """One batch on its way into the graph: uint8 pixels [B, H, W, C], what is done to them, and what they are."""
+@dataclass(frozen=True, eq=False)
+class Source:
+    """Where the images of a stream come from: a reader of its set, and the images that the device holds already."""
 
-    pixels: np.ndarray
-    draws: Draws
-    target: np.ndarray
-    row: np.ndarray
+    reader: ShardReader
+    held: Held | None = None
 
 
 def train_batches(
     plan: Plan,
-    nominal: ShardReader,
-    oe: ShardReader | None,
+    sources: Sequence[Source],
     spec: AugmentSpec,
     device: torch.device,
     *,
+    loader: LoaderSpec | None = None,
+    faults: Faults | None = None,
     start_step: int = 0,
-) -> Iterator[Batch]:
-    """The plan's batches from `start_step` to its end: nominal images first, then OE, augmented as `spec` says."""
-    fed = _planned(plan, nominal, oe, spec, start_step)
-    return _execute(fed, spec, nominal.manifest.shape_hwc, device, plan.batch_size)
+    share: Share = WHOLE_BATCH,
+    compiled: bool = False,
+) -> Generator[Batch, None, None]:
+    """The plan's batches from `start_step` to its end, or a rank's share of each: nominal images first, then OE,
+    augmented as `spec` says. `sources` are those of the plan's streams."""
+    plan.check_share(share)
+    loader, faults = loader or LoaderSpec(), faults or Faults()
+    sizes = [stream.batch // share.ranks for stream in plan.streams]
+    target = torch.repeat_interleave(torch.tensor([0.0, *[1.0] * len(plan.oe)]), torch.tensor(sizes)).to(device)
+    finish = Finish(
+        spec, out_hw(plan.nominal.rows, sources[0].reader, spec), sources[0].reader.manifest.channels, device,
+        oe_from=sizes[0], compiled=compiled,
+    )  # fmt: skip
+    with ExitStack() as opened:
+        streams = []
+        for stream, source in zip(plan.streams, sources, strict=True):
+            wanted = planned(plan, stream, spec, start_step=start_step, share=share)
+            streams.append(opened.enter_context(closing(_crops(source, wanted, spec, device, loader, faults))))
+        for parts in zip(*streams, strict=True):
+            yield _finished(parts, target, finish)
 
 
 def evaluation_batches(
-    reader: ShardReader, rows: np.ndarray, target: np.ndarray, spec: AugmentSpec, device: torch.device, size: int = 512
-) -> Iterator[Batch]:
-    """The images of `rows` with their `target`, in order, normalised only; the last batch may be smaller."""
+    source: Source,
+    rows: np.ndarray,
+    target: np.ndarray,
+    spec: AugmentSpec,
+    device: torch.device,
+    *,
+    loader: LoaderSpec | None = None,
+    size: int = EVALUATION_BATCH,
+) -> Generator[Batch, None, None]:
+    """The images of `rows` with their `target`, in order, resized, cropped from the middle and normalised; the last
+    batch may be smaller."""
+    manifest = source.reader.manifest
+    finish = Finish(spec, out_hw(rows, source.reader, spec), manifest.channels, device, oe_from=size)
+    crops = _crops(source, in_order(rows, size), spec, device, loader or LoaderSpec(), Faults())
+    with closing(crops):
+        for number, part in enumerate(crops):
+            first = number * size
+            yield _finished((part,), torch.from_numpy(target[first : first + size]).to(device), finish)
 
-    def fed() -> Iterator[_Fed]:
-        for start in range(0, len(rows), size):
-            chosen = rows[start : start + size]
-            yield _Fed(reader.pixels(chosen), no_draws(len(chosen)), target[start : start + size], chosen)
 
-    plain = AugmentSpec(mean=spec.mean, std=spec.std)
-    return _execute(fed(), plain, reader.manifest.shape_hwc, device, size)
-
-
-def _planned(
-    plan: Plan, nominal: ShardReader, oe: ShardReader | None, spec: AugmentSpec, start_step: int
-) -> Iterator[_Fed]:
-    for epoch in range(start_step // plan.steps_per_epoch, plan.epochs):
-        rows = plan.epoch(epoch)
-        draws = [
-            draw(spec, plan.seed, stream, epoch, stream_rows.size)
-            for stream, stream_rows in zip(("nominal", "oe"), rows, strict=True)
-        ]
-        first = start_step % plan.steps_per_epoch if epoch == start_step // plan.steps_per_epoch else 0
-        for step in range(first, plan.steps_per_epoch):
-            parts, taken = [nominal.pixels(rows.nominal[step])], []
-            if plan.oe is not None and oe is not None:
-                parts.append(oe.pixels(rows.oe[step]))
-            for stream_rows, stream_draws in zip(rows, draws, strict=True):
-                size = stream_rows.shape[1]
-                taken.append(Draws(*(numbers[step * size : (step + 1) * size] for numbers in stream_draws)))
-            yield _Fed(
-                pixels=np.concatenate(parts),
-                draws=Draws(*(np.concatenate(numbers) for numbers in zip(*taken, strict=True))),
-                target=np.repeat(np.array([0, 1], np.float32), [rows.nominal.shape[1], rows.oe.shape[1]]),
-                row=np.concatenate([rows.nominal[step], rows.oe[step]]),
+def out_hw(rows: np.ndarray, reader: ShardReader, spec: AugmentSpec) -> tuple[int, int]:
+    """The size of the images in batches; raises `FastadError` where they have none in common, or are too small."""
+    manifest = reader.manifest
+    if not spec.crop_px:
+        height, width, _ = manifest.shape_hwc
+        return place(spec, None, np.array([height]), np.array([width])).out_hw
+    size = place(spec, None, manifest.height[rows], manifest.width[rows]).size_hw
+    if (small := int(np.argmin(size.min(axis=1)))) is not None:
+        short = int(size[small].min()) + 2 * spec.crop_padding_px
+        if short < spec.crop_px:
+            raise FastadError(
+                f"{manifest.folder}: image {manifest.key[rows[small]].decode()} is {short} px high or wide, too little "
+                f"for augment.crop_px={spec.crop_px}: resize with --set augment.resize_px={spec.crop_px} or more"
             )
+    return spec.crop_px, spec.crop_px
 
 
-class _Source:
-    """Gives DALI the arrays of each batch and remembers, in the same order, what DALI does not carry."""
-
-    def __init__(self, fed: Iterator[_Fed]) -> None:
-        self.fed = fed
-        self.under_way: deque[tuple[np.ndarray, np.ndarray]] = deque()
-
-    def __iter__(self) -> Self:
-        return self
-
-    def __next__(self) -> tuple[np.ndarray, ...]:
-        batch = next(self.fed)
-        self.under_way.append((batch.target, batch.row))
-        return batch.pixels, *batch.draws
+def _crops(
+    source: Source,
+    wanted: Iterator[Wanted],
+    spec: AugmentSpec,
+    device: torch.device,
+    loader: LoaderSpec,
+    faults: Faults,
+) -> Generator[Crops, None, None]:
+    if source.held is not None:
+        return resident_crops(source.held, wanted, spec)
+    return dali_crops(source.reader, wanted, spec, device, loader, faults)
 
 
-def _execute(
-    fed: Iterator[_Fed], spec: AugmentSpec, shape_hwc: tuple[int, int, int], device: torch.device, largest_batch: int
-) -> Iterator[Batch]:
-    source = _Source(fed)
-    pipeline = _graph(source, spec, shape_hwc, device, largest_batch)
-    while True:
-        try:
-            if device.type == "cuda":
-                # Bound to the consumer's stream: neither this hand-over nor the buffer's release waits on the host.
-                (images,) = pipeline.run(torch.cuda.current_stream(device))
-            else:
-                (images,) = pipeline.run()
-        except StopIteration:
-            return
-        target, row = source.under_way.popleft()
-        yield Batch(
-            images=torch.from_dlpack(images.as_tensor()).permute(0, 3, 1, 2),
-            target=torch.from_numpy(target).to(device, non_blocking=True),
-            row=row,
-        )
-
-
-def _graph(
-    source: _Source, spec: AugmentSpec, shape_hwc: tuple[int, int, int], device: torch.device, largest_batch: int
-) -> Any:
-    """The graph: flip, crop, blur, normalise; an operation that `spec` does not ask for is not in it."""
-    from nvidia.dali import fn, pipeline_def, types
-
-    height, width, channels = shape_hwc
-
-    @pipeline_def(
-        batch_size=largest_batch,
-        num_threads=torch.get_num_threads(),
-        device_id=torch.cuda.current_device() if device.type == "cuda" else None,
-        prefetch_queue_depth=PREFETCH_BATCHES,
-        exec_dynamic=True,
-        enable_conditionals=True,
+def _finished(parts: Sequence[Crops], target: torch.Tensor, finish: Finish) -> Batch:
+    pixels = parts[0].pixels if len(parts) == 1 else torch.cat([part.pixels for part in parts])
+    draws = [part.draws for part in parts if part.draws is not None]
+    return Batch(
+        images=finish(pixels, Draws.joined(draws) if draws else None, _joined_bounds(parts, finish)),
+        target=target[: len(pixels)],
+        row=np.concatenate([part.rows for part in parts]),
     )
-    def graph() -> Any:
-        images, flip, start, sigma = fn.external_source(source, num_outputs=4, layout=["HWC", "", "", ""])
-        if device.type == "cuda":
-            images = images.gpu()
-        if spec.flip_probability > 0:
-            images = fn.flip(images, horizontal=flip)
-        if spec.crop_padding_px > 0:
-            images = fn.slice(
-                images, start=start, shape=(height, width), axes=(0, 1), out_of_bounds_policy="pad", fill_values=0
-            )
-        if spec.oe_blur_sigma_px > 0:
-            if sigma > 0:
-                images = fn.gaussian_blur(images, sigma=sigma)
-        return fn.crop_mirror_normalize(
-            images,
-            mean=[255 * value for value in np.broadcast_to(spec.mean, channels)],
-            std=[255 * value for value in np.broadcast_to(spec.std, channels)],
-            output_layout="HWC",
-            dtype=types.FLOAT,
-        )
 
-    with warnings.catch_warnings():
-        # DALI warns of fed numbers that no operation uses; which ones those are is the recipe's choice.
-        warnings.filterwarnings("ignore", message="The external source node")
-        pipeline = graph()
-        pipeline.build()
-    return pipeline
+
+def _joined_bounds(parts: Sequence[Crops], finish: Finish) -> np.ndarray | None:
+    if all(part.inside is None for part in parts):
+        return None
+    whole = np.array([0, finish.out_hw[0], 0, finish.out_hw[1]], dtype=np.int32)
+    return np.concatenate(
+        [np.tile(whole, (len(part.rows), 1)) if part.inside is None else part.inside for part in parts]
+    )

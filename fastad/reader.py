@@ -1,28 +1,35 @@
-"""Bytes of rows, in any order, from memory-mapped shards.
+"""Bytes of rows, in any order, by positional reads from a set's shards.
 
-Owns the open shards; decoding and augmenting are the executors'.
+Owns the open files and asking ahead for what will be read; decoding and augmenting are the executors'.
 Use: `ShardReader(manifest).pixels(rows)`.
 """
 
 import math
+import os
 
 import numpy as np
 
 from fastad.encode import arranged, decode
 from fastad.errors import FastadError
+from fastad.files import read_into
 from fastad.manifest import Manifest
+
+# ImageNet-22K has thousands of shards, and a process may usually open 1,024 files.
+MOST_OPEN = 256
 
 
 class ShardReader:
-    """Positional reads from the shards of one set; a shard is mapped when it is first needed.
+    """Positional reads from the shards of one set; a shard is opened when it is first needed.
 
     `transpose`: `pixels` exchanges rows and columns, as EMNIST is distributed and as the paper's code trained on it.
+    Reading raises `FastadError` naming a shard that has vanished or was cut.
     """
 
     def __init__(self, manifest: Manifest, *, transpose: bool = False) -> None:
         self.manifest = manifest
         self.transpose = transpose
-        self._shards: dict[int, np.ndarray] = {}
+        self._holds_arrays = bool(np.isin(manifest.extension, (b"npy", b"bin")).any())
+        self._descriptors: dict[int, int] = {}
 
     def pixels(self, rows: np.ndarray) -> np.ndarray:
         """The images of `rows` [n], uint8 [n, H, W, C], for sets of arrays of one size.
@@ -34,28 +41,72 @@ class ShardReader:
             raise FastadError(
                 f"{manifest.folder}: exact images, such as masks, are no arrays of one size: leave them out"
             )
-        image_bytes = math.prod(manifest.shape_hwc)
+        images = np.empty((len(rows), math.prod(manifest.shape_hwc)), dtype=np.uint8)
         # An npy member ends with its pixels; what stands before them is its own header.
-        starts = (manifest.offset[rows] + manifest.size[rows] - image_bytes).tolist()
-        images = np.empty((len(rows), image_bytes), dtype=np.uint8)
-        for place, (shard, start) in enumerate(zip(manifest.shard[rows].tolist(), starts, strict=True)):
-            images[place] = self._shard(shard)[start : start + image_bytes]
+        starts = manifest.offset[rows] + manifest.size[rows] - images.shape[1]
+        for image, shard, start in zip(images, manifest.shard[rows].tolist(), starts.tolist(), strict=True):
+            self._read_into(image, shard, start)
         shaped = arranged(images, manifest.shape_hwc, manifest.pixel_order)
-        return shaped.swapaxes(1, 2) if self.transpose else shaped
+        return np.ascontiguousarray(shaped.swapaxes(1, 2)) if self.transpose else shaped
+
+    def files(self, rows: np.ndarray) -> list[np.ndarray]:
+        """The encoded images of `rows`, as they stand in the shards: uint8 [size] each."""
+        manifest = self.manifest
+        sizes = manifest.size[rows].tolist()
+        found = [np.empty(size, dtype=np.uint8) for size in sizes]
+        places = zip(found, manifest.shard[rows].tolist(), manifest.offset[rows].tolist(), strict=True)
+        for data, shard, offset in places:
+            self._read_into(data, shard, offset)
+        return found
+
+    def arrays(self, rows: np.ndarray) -> np.ndarray | list[np.ndarray]:
+        """The images of `rows` as uint8 [n, H, W, C], or one by one where they are of several sizes."""
+        if self.manifest.common_shape_hwc is not None:
+            return self.pixels(rows)
+        return [self.image(row) for row in rows.tolist()]
+
+    @property
+    def is_encoded(self) -> bool:
+        """Whether DALI decodes the images; sets that hold any arrays are decoded here."""
+        return self.manifest.common_shape_hwc is None and not self._holds_arrays
+
+    def has_short_side_other_than(self, side_px: int) -> bool:
+        """Whether there is an image whose short side is of another length."""
+        return bool((np.minimum(self.manifest.height, self.manifest.width) != side_px).any())
+
+    def ask_ahead(self, rows: np.ndarray) -> None:
+        """Tells the system that these rows will be read soon, so that a cold disk fetches them side by side."""
+        manifest = self.manifest
+        places = zip(
+            manifest.shard[rows].tolist(), manifest.offset[rows].tolist(), manifest.size[rows].tolist(), strict=True
+        )
+        for shard, offset, size in places:
+            os.posix_fadvise(self._descriptor(shard), offset, size, os.POSIX_FADV_WILLNEED)
 
     def image(self, row: int) -> np.ndarray:
-        """One image, decoded whatever its format, [H, W, C]: uint8, but of an exact 16-bit PNG as it is."""
+        """One image, decoded whatever its format, uint8 [H, W, C]; of an exact 16-bit PNG as it is."""
         manifest = self.manifest
-        start, size = int(manifest.offset[row]), int(manifest.size[row])
-        data = self._shard(int(manifest.shard[row]))[start : start + size]
         extension = manifest.extension[row].decode()
+        (data,) = self.files(np.array([row]))
         if extension == "bin":
             return arranged(data, manifest.shape_hwc, manifest.pixel_order)
         pixels = decode(data.tobytes(), extension)
         return pixels if pixels.ndim == 3 else pixels[..., None]
 
-    def _shard(self, shard: int) -> np.ndarray:
-        if shard not in self._shards:
-            path = self.manifest.folder / self.manifest.shards[shard].name
-            self._shards[shard] = np.asarray(np.memmap(path, dtype=np.uint8, mode="r"))
-        return self._shards[shard]
+    def _read_into(self, array: np.ndarray, shard: int, offset: int) -> None:
+        read_into(self._descriptor(shard), array, offset, self.manifest.shard_path(shard))
+
+    def _descriptor(self, shard: int) -> int:
+        if shard not in self._descriptors:
+            path = self.manifest.shard_path(shard)
+            if len(self._descriptors) >= MOST_OPEN:
+                os.close(self._descriptors.pop(next(iter(self._descriptors))))
+            try:
+                self._descriptors[shard] = os.open(path, os.O_RDONLY)
+            except OSError as error:
+                raise FastadError(f"{path} cannot be read: {error.strerror}") from error
+        return self._descriptors[shard]
+
+    def __del__(self) -> None:
+        for descriptor in self._descriptors.values():
+            os.close(descriptor)

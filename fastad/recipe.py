@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from fastad.augment import AugmentSpec
+from fastad.dali import BAD_IMAGES, LoaderSpec
 from fastad.errors import FastadError, unknown
 from fastad.networks import NETWORKS
 from fastad.objectives import find
-from fastad.plan import OE_ORDERS
+from fastad.plan import ORDERS
 from fastad.synsets import SYNSETS
 
 
@@ -28,15 +29,17 @@ from fastad.synsets import SYNSETS
 class DataSpec:
     """Which sets, and how batches are made of them (PROTOCOL, Batches).
 
-    `oe` None: no outlier exposure. `oe_size`: images of the OE subset, None for all; `oe_classes`: number of OE classes
-    drawn, None for all. Never OE are: the OE set's classes `oe_exclude_classes`; if its classes are ImageNet's synsets,
+    `oe` empty: no outlier exposure; of several OE sets each batch has parts as `oe_weights` says, equal ones if that is
+    empty. `oe_size`: images of the OE subset, of each set, None for all; `oe_classes`: number of OE classes drawn, None
+    for all. Never OE are: the OE set's classes `oe_exclude_classes`; if its classes are ImageNet's synsets,
     those on the lists `oe_exclude_synsets` (the paper's runs: imagenet30), but not their child synsets; and images that
     stand, pixel for pixel, in the test split of the set `oe_exclude_duplicates_of`. `oe_transpose`: OE images have rows
     and columns exchanged in training.
     """
 
     nominal: str
-    oe: str | None = None
+    oe: tuple[str, ...] = ()
+    oe_weights: tuple[float, ...] = ()
     oe_size: int | None = None
     oe_classes: int | None = None
     oe_order: str = "cyclic"
@@ -60,11 +63,12 @@ class OptimSpec:
 
 @dataclass(frozen=True, slots=True)
 class TrainSpec:
-    """How the work is executed. `precision`: "auto" is bfloat16 autocast on GPUs that have it, else float32.
-
-    `compile`: "auto" is on for CUDA, and on the CPU where the run is long enough to repay it.
+    """How the work is executed. `resident`: "auto" holds images on the device where they fit, and are small or come
+    again; "off" reads and decodes them for every batch. `precision`: "auto" is bfloat16 autocast on GPUs that have it,
+    else float32. `compile`: "auto" is on for CUDA, and on the CPU where the run is long enough to repay it.
     """
 
+    resident: str = "auto"
     precision: str = "auto"
     compile: str = "auto"
     checkpoint_every_s: float = 60.0
@@ -80,13 +84,19 @@ class Recipe:
     data: DataSpec
     optim: OptimSpec
     augment: AugmentSpec = field(default_factory=AugmentSpec)
+    loader: LoaderSpec = field(default_factory=LoaderSpec)
     train: TrainSpec = field(default_factory=TrainSpec)
 
 
+# The orders that OE images may come in; nominal images come in permutations.
+OE_ORDERS = tuple(name for name in ORDERS if name != "permutation")
+
 CHOICES = {
     "network": tuple(NETWORKS),
-    "data.oe_order": tuple(OE_ORDERS),
+    "data.oe_order": OE_ORDERS,
     "data.oe_exclude_synsets": tuple(SYNSETS),
+    "loader.bad_images": BAD_IMAGES,
+    "train.resident": ("auto", "on", "off"),
     "train.precision": ("auto", "bfloat16", "float32"),
     "train.compile": ("auto", "on", "off"),
 }
@@ -100,10 +110,21 @@ BOUNDS = {
     "optim.milestones": (0, math.inf),
     "optim.lr": (0, math.inf),
     "optim.weight_decay": (0, math.inf),
-    "augment.flip_probability": (0, 1),
+    "data.oe_weights": (1e-6, math.inf),
+    "augment.resize_px": (0, math.inf),
+    "augment.crop_px": (0, math.inf),
     "augment.crop_padding_px": (0, math.inf),
+    "augment.flip_probability": (0, 1),
+    "augment.brightness": (0, 1),
+    "augment.contrast": (0, 1),
+    "augment.saturation": (0, 1),
+    "augment.hue_turns": (0, 0.5),
+    "augment.noise_std": (0, math.inf),
     "augment.oe_blur_sigma_px": (0, math.inf),
     "augment.std": (1e-6, math.inf),
+    "loader.threads": (0, math.inf),
+    "loader.prefetch": (1, math.inf),
+    "loader.hw_decoder_load": (0, 1),
     "train.checkpoint_every_s": (0, math.inf),
 }
 
@@ -161,6 +182,13 @@ def parse(table: Mapping[str, Any]) -> Recipe:
     recipe: Recipe = _parse(Recipe, table, "")
     for objective in recipe.objectives:
         find(objective)
+    weights, sets = recipe.data.oe_weights, recipe.data.oe
+    if weights and len(weights) != len(sets):
+        raise FastadError(
+            f"recipe key data.oe_weights has {len(weights)} numbers for {len(sets)} OE sets: give one each"
+        )
+    if recipe.data.oe_classes is not None and len(sets) > 1:
+        raise FastadError("recipe key data.oe_classes draws classes of one OE set: name one in data.oe")
     if not recipe.objectives:
         raise FastadError("recipe key objectives is empty: name at least one, such as hsc")
     return recipe
@@ -203,6 +231,7 @@ def _checked(hint: Any, value: Any, place: str) -> Any:
             return None
         (hint,) = (option for option in typing.get_args(hint) if option is not types.NoneType)
     if typing.get_origin(hint) is tuple:
+        value = () if value is None else value
         items = value if isinstance(value, list | tuple) else [value]
         return tuple(_checked(typing.get_args(hint)[0], item, place) for item in items)
     if hint is float and type(value) is int:

@@ -204,7 +204,7 @@ def _report(found: Finished) -> Report:
 
 
 def _sets(data: DataSpec) -> str:
-    return f"Nominal: {data.nominal}, outlier exposure (OE): {data.oe or 'none'}."
+    return f"Nominal: {data.nominal}, outlier exposure (OE): {' and '.join(data.oe) or 'none'}."
 
 
 def _tiles(groups: Groups, results: Sequence[RunResult]) -> tuple[tuple[str, str], ...]:
@@ -251,7 +251,7 @@ def _summary(groups: Groups, recipe: str, data: DataSpec) -> str:
     what = (
         f"Each of {len(names)} classes of {data.nominal} in turn" if several else f"Class {names[0]} of {data.nominal}"
     )
-    oe = f"images of {data.oe} as outlier exposure" if data.oe else "no outlier exposure"
+    oe = f"images of {' and '.join(data.oe)} as outlier exposure" if data.oe else "no outlier exposure"
     told = [f"{what} is nominal; detectors learn it with {oe} and have to find all other test images."]
     if not ranking:
         return f"{told[0]} No objective has been trained for every class yet."

@@ -20,21 +20,19 @@ from typing import Any
 import numpy as np
 import torch
 
+from fastad.dali import Faults
 from fastad.errors import FastadError, Interrupted
 from fastad.evaluate import describe, measure, score_batches, write_examples, write_scores
 from fastad.files import append_line, write_text
 from fastad.group import Member, Workbench, set_learning_rate, step
-from fastad.manifest import Manifest, open_set
 from fastad.networks import parameter_count
 from fastad.objectives import Objective, find
 from fastad.pipeline import evaluation_batches, train_batches
 from fastad.plan import Plan
 from fastad.progress import progress, say
-from fastad.reader import ShardReader
 from fastad.recipe import Recipe
 from fastad.run import Run, RunResult, environment, open_run, read_result, save_tensors, write_result
-from fastad.synsets import holds_synsets, synsets
-from fastad.view import View, content_hashes, select
+from fastad.sets import Sets, make_plan, one_vs_rest, open_sets, testing_source, training_sources
 
 
 def never() -> int:
@@ -88,9 +86,9 @@ def train(
     the user can mend, before anything is written, and `Interrupted` once `stop()` is not 0.
     """
     sets = open_sets(recipe, shards)
-    workbench = Workbench(recipe, sets.nominal.manifest.shape_hwc, device)
+    workbench = Workbench(recipe, sets.shape_hwc, device)
     wanted = [find(name) for name in dict.fromkeys(objectives or recipe.objectives)]
-    if sets.oe is None and (needing := [objective.name for objective in wanted if objective.uses_oe]):
+    if not sets.oe and (needing := [objective.name for objective in wanted if objective.uses_oe]):
         say(f"no OE set: {', '.join(needing)} will see nominal images only")
     uses_oe = any(objective.uses_oe for objective in wanted)
     tasks = list(itertools.product(dict.fromkeys(seeds), dict.fromkeys(classes or sets.nominal.manifest.classes)))
@@ -114,83 +112,10 @@ def train(
         # Made again rather than kept: with all of ImageNet-22K as OE, one plan holds 0.1 GB of rows.
         plan = make_plan(recipe, sets, class_name, seed, uses_oe)
         for group in _groups(workbench, sets, plan, due):
-            _train_group(workbench, sets, plan, group, label, stop)
-            results |= _evaluate_group(workbench, sets, plan, group)
+            faults = Faults()
+            _train_group(workbench, sets, plan, group, faults, label, stop)
+            results |= _evaluate_group(workbench, sets, plan, group, faults)
     return [results[run.folder] for runs in runs_of for run, _ in runs]
-
-
-@dataclass(frozen=True, eq=False)
-class Sets:
-    """The open shard sets of a recipe; images of the test split of `never_oe` must not be OE."""
-
-    nominal: ShardReader
-    oe: ShardReader | None
-    never_oe: Manifest | None = None
-
-    def fingerprint(self) -> list[str]:
-        """What a checkpoint must agree with beside its recipe: the images it is trained on, or must not be."""
-        manifests = [reader.manifest for reader in (self.nominal, self.oe) if reader is not None]
-        return [manifest.fingerprint for manifest in (*manifests, self.never_oe) if manifest is not None]
-
-
-def open_sets(recipe: Recipe, shards: Path) -> Sets:
-    """The recipe's sets in the shard home; `FastadError` if one is missing or changed, or if image sizes differ."""
-    nominal = open_set(shards / recipe.data.nominal)
-    if recipe.data.oe is None:
-        return Sets(ShardReader(nominal), None)
-    oe = open_set(shards / recipe.data.oe)
-    if oe.shape_hwc != nominal.shape_hwc:
-        sizes = " and ".join("×".join(map(str, manifest.shape_hwc)) for manifest in (nominal, oe))
-        raise FastadError(f"{nominal.folder} and {oe.folder} hold images of {sizes}: choose an OE set of the same size")
-    other = recipe.data.oe_exclude_duplicates_of
-    never_oe = None if other is None else open_set(shards / other)
-    for name in recipe.data.oe_exclude_synsets if holds_synsets(oe) else ():
-        held, listed = len(set(oe.classes).intersection(synsets(name))), len(synsets(name))
-        say(f"{oe.folder} holds {held:,} of the {listed:,} synsets of {name}: their images are never OE")
-    return Sets(ShardReader(nominal), ShardReader(oe, transpose=recipe.data.oe_transpose), never_oe)
-
-
-def make_plan(recipe: Recipe, sets: Sets, class_name: str, seed: int, uses_oe: bool = True) -> Plan:
-    """The batches of one class and seed; OE is drawn by the seed alone, so that all classes and objectives share it."""
-    data = recipe.data
-    nominal = select(View("train", (class_name,)), sets.nominal.manifest)
-    oe, oe_order = None, data.oe_order
-    if uses_oe and sets.oe is not None:
-        oe, oe_order = _select_oe(recipe, sets, sets.oe.manifest, seed, len(nominal))
-    return Plan(nominal, oe, seed, recipe.optim.epochs, data.batch_nominal, data.batch_oe, oe_order)
-
-
-def _select_oe(recipe: Recipe, sets: Sets, manifest: Manifest, seed: int, nominal_size: int) -> tuple[np.ndarray, str]:
-    """The OE rows of a seed and the order they are read in: a window means one in source order, and drawn classes that
-    hold fewer images than the nominal class are read with replacement (PROTOCOL, Figure 4)."""
-    data = recipe.data
-    view = View(
-        exclude_classes=data.oe_exclude_classes,
-        exclude_synsets=data.oe_exclude_synsets,
-        class_count=data.oe_classes,
-        size=data.oe_size,
-        seed=seed,
-    )
-    never_oe = sets.never_oe
-    rows = select(
-        view, manifest, None if never_oe is None else content_hashes(never_oe, select(View("test"), never_oe))
-    )
-    if data.oe_order == "window":
-        rows = rows[np.argsort(manifest.source_index[rows], kind="stable")]
-    if data.oe_classes is not None and len(rows) < nominal_size:
-        return rows, "with-replacement"
-    return rows, data.oe_order
-
-
-def one_vs_rest(sets: Sets, class_name: str) -> tuple[np.ndarray, np.ndarray]:
-    """One against the rest: the rows of the test split, and their target, 0 for the class and 1 for all others."""
-    manifest = sets.nominal.manifest
-    select(View("test", (class_name,)), manifest)
-    rows = select(View("test"), manifest)
-    target = (manifest.class_index[rows] != manifest.classes.index(class_name)).astype(np.float32)
-    if target.all() or not target.any():
-        raise FastadError(f"{manifest.folder} has test images of {class_name} only: one against the rest needs a rest")
-    return rows, target
 
 
 @dataclass(eq=False)
@@ -223,11 +148,26 @@ def _groups(
 
 
 def _train_group(
-    workbench: Workbench, sets: Sets, plan: Plan, group: list[_Training], label: str, stop: Callable[[], int]
+    workbench: Workbench,
+    sets: Sets,
+    plan: Plan,
+    group: list[_Training],
+    faults: Faults,
+    label: str,
+    stop: Callable[[], int],
 ) -> None:
     """Steps every member through the plan's batches; the host waits for the device at the end of an epoch only."""
     recipe, start, members = workbench.recipe, group[0].step, [training.member for training in group]
-    batches = train_batches(plan, sets.nominal, sets.oe, recipe.augment, workbench.device, start_step=start)
+    batches = train_batches(
+        plan,
+        training_sources(recipe, sets, plan, workbench.device, faults),
+        recipe.augment,
+        workbench.device,
+        loader=recipe.loader,
+        faults=faults,
+        start_step=start,
+        compiled=workbench.compiles(plan.steps),
+    )
     for training in group:
         _cut_log(training.run, start)
     names = " ".join(member.objective.name for member in members)
@@ -301,11 +241,15 @@ def _cut_log(run: Run, start: int) -> None:
     write_text(run.log, "".join(line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= start))
 
 
-def _evaluate_group(workbench: Workbench, sets: Sets, plan: Plan, group: list[_Training]) -> dict[Path, RunResult]:
+def _evaluate_group(
+    workbench: Workbench, sets: Sets, plan: Plan, group: list[_Training], faults: Faults
+) -> dict[Path, RunResult]:
     """Scores the test images with all members in one pass; writes model, scores and examples, and results last."""
     rows, target = one_vs_rest(sets, group[0].run.class_name)
     started = time.perf_counter()
-    batches = evaluation_batches(sets.nominal, rows, target, workbench.recipe.augment, workbench.device)
+    recipe = workbench.recipe
+    source = testing_source(recipe, sets, rows, workbench.device)
+    batches = evaluation_batches(source, rows, target, recipe.augment, workbench.device, loader=recipe.loader)
     scores = score_batches([(training.member.model, training.member.objective) for training in group], batches)
     score_s = time.perf_counter() - started
     results = {}
@@ -323,10 +267,11 @@ def _evaluate_group(workbench: Workbench, sets: Sets, plan: Plan, group: list[_T
             seed=run.seed,
             metrics=metrics,
             counts={
-                "nominal": len(plan.nominal),
-                "oe": 0 if plan.oe is None or not member.objective.uses_oe else len(plan.oe),
+                "nominal": len(plan.nominal.rows),
+                "oe": sum(len(stream.rows) for stream in plan.oe) if member.objective.uses_oe else 0,
                 "test_nominal": int((target == 0).sum()),
                 "test_anomalous": int((target == 1).sum()),
+                "replaced": len(faults.stand_in),
                 "steps": plan.steps,
                 "parameters": parameter_count(member.model),
             },

@@ -16,7 +16,7 @@ from fastad.errors import FastadError
 from fastad.inspect import facts, grid
 from fastad.listing import Converter
 from fastad.manifest import FileRange, Manifest, PixelRange, Sample, open_set
-from fastad.pipeline import evaluation_batches
+from fastad.pipeline import Source, evaluation_batches
 from fastad.reader import ShardReader
 from fastad.shard import Part, convert, convert_with
 from fastad.verify import verify
@@ -71,8 +71,9 @@ def test_a_set_in_place_is_the_converted_one_row_by_key(raw: Path, tmp_path: Pat
         np.testing.assert_array_equal(
             [ShardReader(placed).image(row) for row in here], [ShardReader(converted).image(row) for row in there]
         )
+        target = np.zeros(len(here), np.float32)
         batches = [
-            next(evaluation_batches(ShardReader(manifest), rows, np.zeros(len(rows), np.float32), AugmentSpec(), cpu))
+            next(evaluation_batches(Source(ShardReader(manifest)), rows, target, AugmentSpec(), cpu))
             for manifest, rows in ((placed, here), (converted, there))
         ]
         assert torch.equal(batches[0].images, batches[1].images)

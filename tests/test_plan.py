@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastad.errors import FastadError
-from fastad.plan import OE_ORDERS, Plan
+from fastad.plan import ORDERS, Plan, Share, Stream
+from fastad.recipe import OE_ORDERS
 
 NOMINAL = st.integers(2, 400)
 OE = st.integers(1, 400)
@@ -16,17 +17,12 @@ SEED = st.integers(0, 2**32)
 properties = settings(max_examples=60, deadline=None)
 
 
-def make(nominal: int, oe: int | None, batch: int, seed: int, **fields: object) -> Plan:
+def make(nominal: int, oe: int | None, batch: int, seed: int, order: str = "cyclic") -> Plan:
     """A plan whose nominal rows are 1000, 1001, … and whose OE rows are 5000, 5001, …"""
-    return Plan(
-        nominal=np.arange(1000, 1000 + max(nominal, batch)),
-        oe=None if oe is None else np.arange(5000, 5000 + oe),
-        seed=seed,
-        epochs=3,
-        batch_nominal=batch,
-        batch_oe=batch,
-        **fields,  # type: ignore[arg-type]
-    )
+    streams = [Stream("nominal", np.arange(1000, 1000 + max(nominal, batch)), batch)]
+    if oe is not None:
+        streams.append(Stream("oe", np.arange(5000, 5000 + oe), batch, order, np.arange(oe) // 30))
+    return Plan(tuple(streams), seed, epochs=3)
 
 
 @properties
@@ -35,32 +31,32 @@ def test_nominal_rows_come_at_most_once_an_epoch_and_only_a_partial_batch_is_dro
     nominal: int, batch: int, seed: int
 ) -> None:
     plan = make(nominal, None, batch, seed)
-    rows = plan.epoch(0).nominal
-    assert rows.shape == (len(plan.nominal) // batch, batch)
+    (rows,) = plan.epoch(0)
+    assert rows.shape == (len(plan.nominal.rows) // batch, batch)
     assert len(np.unique(rows)) == rows.size
-    assert len(plan.nominal) - rows.size < batch
-    assert np.isin(rows, plan.nominal).all()
+    assert len(plan.nominal.rows) - rows.size < batch
+    assert np.isin(rows, plan.nominal.rows).all()
 
 
 @properties
-@given(NOMINAL, OE, BATCH, SEED, st.sampled_from(sorted(OE_ORDERS)))
+@given(NOMINAL, OE, BATCH, SEED, st.sampled_from(OE_ORDERS))
 def test_batches_are_balanced_and_epochs_can_be_made_in_any_order(
     nominal: int, oe: int, batch: int, seed: int, order: str
 ) -> None:
-    plan, again = make(nominal, oe, batch, seed, oe_order=order), make(nominal, oe, batch, seed, oe_order=order)
+    plan, again = make(nominal, oe, batch, seed, order), make(nominal, oe, batch, seed, order)
     epochs = [plan.epoch(epoch) for epoch in range(3)]
     for epoch in (2, 0, 1):
         for rows, other in zip(epochs[epoch], again.epoch(epoch), strict=True):
             np.testing.assert_array_equal(rows, other)
-    for rows in epochs:
-        assert rows.nominal.shape == rows.oe.shape
-        assert np.isin(rows.oe, np.arange(5000, 5000 + oe)).all()
+    for nominal_rows, oe_rows in epochs:
+        assert nominal_rows.shape == oe_rows.shape
+        assert np.isin(oe_rows, np.arange(5000, 5000 + oe)).all()
 
 
 @properties
 @given(NOMINAL, OE, BATCH, SEED)
 def test_cyclic_oe_repeats_as_evenly_as_can_be(nominal: int, oe: int, batch: int, seed: int) -> None:
-    rows = make(nominal, oe, batch, seed).epoch(1).oe
+    _, rows = make(nominal, oe, batch, seed).epoch(1)
     counts = np.bincount(rows.ravel() - 5000, minlength=oe)
     assert counts.max() - counts.min() <= 1
     if oe <= batch and batch % oe == 0:
@@ -71,21 +67,22 @@ def test_cyclic_oe_repeats_as_evenly_as_can_be(nominal: int, oe: int, batch: int
 @properties
 @given(st.integers(100, 400), OE, BATCH, SEED)
 def test_a_window_is_contiguous(nominal: int, oe: int, batch: int, seed: int) -> None:
-    rows = make(nominal, oe, batch, seed, oe_order="window").epoch(0).oe.ravel() - 5000
+    rows = make(nominal, oe, batch, seed, "window").epoch(0)[1].ravel() - 5000
     np.testing.assert_array_equal(np.diff(rows) % oe, np.full(len(rows) - 1, 1 % oe))
 
 
 def test_with_replacement_repeats_by_chance() -> None:
-    rows = make(400, 400, 50, 1, oe_order="with-replacement").epoch(0).oe
+    _, rows = make(400, 400, 50, 1, "with-replacement").epoch(0)
     assert 200 < len(np.unique(rows)) < 300  # 400 draws from 400 find 1 − 1/e of them
 
 
 def test_epochs_and_seeds_differ_and_nominal_does_not_depend_on_oe() -> None:
     plan = make(300, 200, 20, 1)
-    assert not np.array_equal(plan.epoch(0).nominal, plan.epoch(1).nominal)
-    assert not np.array_equal(plan.epoch(0).oe, plan.epoch(1).oe)
-    assert not np.array_equal(plan.epoch(0).nominal, make(300, 200, 20, 2).epoch(0).nominal)
-    np.testing.assert_array_equal(plan.epoch(0).nominal, make(300, None, 20, 1).epoch(0).nominal)
+    (nominal, oe), (next_nominal, next_oe) = plan.epoch(0), plan.epoch(1)
+    assert not np.array_equal(nominal, next_nominal)
+    assert not np.array_equal(oe, next_oe)
+    assert not np.array_equal(nominal, make(300, 200, 20, 2).epoch(0)[0])
+    np.testing.assert_array_equal(nominal, make(300, None, 20, 1).epoch(0)[0])
 
 
 def test_each_place_is_uniform_over_rows() -> None:
@@ -98,16 +95,62 @@ def test_each_place_is_uniform_over_rows() -> None:
 
 def test_the_order_of_a_run_never_changes() -> None:
     """Golden: a change here would change every result."""
-    rows = make(40, 7, 8, 1).epoch(2)
-    assert rows.nominal[0].tolist() == [1017, 1031, 1000, 1034, 1036, 1013, 1004, 1028]
-    assert rows.oe[0].tolist() == [5002, 5005, 5001, 5000, 5003, 5004, 5006, 5002]
+    nominal, oe = make(40, 7, 8, 1).epoch(2)
+    assert nominal[0].tolist() == [1017, 1031, 1000, 1034, 1036, 1013, 1004, 1028]
+    assert oe[0].tolist() == [5002, 5005, 5001, 5000, 5003, 5004, 5006, 5002]
 
 
 def test_too_few_nominal_images_are_said() -> None:
     with pytest.raises(FastadError, match=r"20 nominal images do not fill one batch of 128: .*data\.batch_nominal=20"):
-        Plan(np.arange(20), None, seed=1, epochs=1)
+        Plan((Stream("nominal", np.arange(20), 128),), seed=1, epochs=1)
 
 
 def test_an_unknown_order_is_said() -> None:
     with pytest.raises(FastadError, match="unknown OE order 'cycle': did you mean cyclic"):
-        Plan(np.arange(200), None, seed=1, epochs=1, oe_order="cycle")
+        Stream("oe", np.arange(200), 128, "cycle")
+
+
+@properties
+@given(NOMINAL, OE, st.sampled_from([8, 16, 24]), SEED, st.sampled_from([1, 2, 4, 8]), st.sampled_from(sorted(ORDERS)))
+def test_ranks_partition_every_batch_and_each_is_half_nominal(
+    nominal: int, oe: int, batch: int, seed: int, ranks: int, order: str
+) -> None:
+    plan = make(nominal, max(oe, nominal, batch) if order == "permutation" else oe, batch, seed, order)
+    shares = [Share(rank, ranks) for rank in range(ranks)]
+    for rows in plan.epoch(1):
+        parts = [rows[:, share.columns(batch)] for share in shares]
+        assert {part.shape[1] for part in parts} == {batch // ranks}
+        np.testing.assert_array_equal(np.concatenate(parts, axis=1), rows)
+
+
+def test_batches_that_cannot_be_shared_equally_are_refused() -> None:
+    with pytest.raises(FastadError, match="3 processes cannot share 8 nominal images a batch equally"):
+        make(40, 7, 8, 1).check_share(Share(0, 3))
+
+
+@properties
+@given(st.integers(1, 400), BATCH, SEED)
+def test_shards_are_read_few_at_a_time_and_every_row_once_a_round(oe: int, batch: int, seed: int) -> None:
+    stream = Stream("oe", np.arange(oe), batch, "shards", np.arange(oe) // 30)
+    places = ORDERS["shards"](np.random.default_rng(seed), stream, 2 * oe)
+    for start in (0, oe):
+        assert sorted(places[start : start + oe].tolist()) == list(range(oe))
+    for start in range(0, oe, 4 * 30):
+        # As many places as four shards have lie in two such groups at most.
+        assert len(np.unique(places[start : min(start + 4 * 30, oe)] // 30)) <= 8
+
+
+def test_reading_shard_by_shard_mixes_classes_as_a_permutation_does() -> None:
+    """Mean entropy of the classes in a batch, in bits, of a set whose shards hold a permutation as fastad's do."""
+    rng = np.random.default_rng(0)
+    classes = rng.permutation(np.repeat(np.arange(100), 200))
+    shard = np.arange(len(classes)) // 1_000
+
+    def entropy(order: str) -> float:
+        stream = Stream("oe", np.arange(len(classes)), 128, order, shard)
+        batches = classes[ORDERS[order](rng, stream, 128 * 150)].reshape(150, 128)
+        shares = [np.bincount(batch, minlength=100) / 128 for batch in batches]
+        return float(np.mean([-(share[share > 0] * np.log2(share[share > 0])).sum() for share in shares]))
+
+    assert entropy("shards") == pytest.approx(entropy("permutation"), abs=0.03)
+    assert entropy("permutation") > 5.9

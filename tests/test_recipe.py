@@ -25,21 +25,21 @@ def test_the_mnist_recipes_are_the_papers() -> None:
         assert (recipe.optim.epochs, recipe.optim.milestones) == (150, (50, 100))
         assert (recipe.optim.lr, recipe.optim.weight_decay) == (1e-3, 0.5e-6)
         assert (recipe.data.batch_nominal, recipe.data.batch_oe) == (128, 128)
-    assert (load("mnist").data.oe, load("mnist").data.oe_transpose) == ("emnist", True)
+    assert (load("mnist").data.oe, load("mnist").data.oe_transpose) == (("emnist",), True)
 
 
 def test_every_set_that_a_shipped_recipe_names_has_a_converter() -> None:
     for name in recipe_names():
         data = load(name).data
-        assert {data.nominal, data.oe} <= set(converter_names())
+        assert {data.nominal, *data.oe} <= set(converter_names())
 
 
 def test_overrides_reach_every_field(recipe: Recipe) -> None:
-    assert len(known_keys()) == 26
+    assert len(known_keys()) == 39
     found = load("digits", ["optim.lr=1e-4", "data.oe_size=64", "optim.milestones=[2, 3]", "data.oe=mnist", "name=x"])
     assert (found.optim.lr, found.data.oe_size, found.optim.milestones) == (1e-4, 64, (2, 3))
-    assert (found.data.oe, found.name) == ("mnist", "x")
-    assert load("digits", ["data.oe=none"]).data.oe is None
+    assert (found.data.oe, found.name) == (("mnist",), "x")
+    assert load("digits", ["data.oe=none"]).data.oe == ()
     assert load("digits", ["augment.std=0.5"]).augment.std == (0.5,)
     assert load("digits", ["objectives=bce"]).objectives == ("bce",)
     assert load("digits").data.oe_exclude_synsets == ("imagenet1k",)
@@ -100,3 +100,14 @@ def test_a_written_recipe_names_every_field_that_is_set(recipe: Recipe) -> None:
     import tomllib
 
     assert parse(tomllib.loads(text)).name == 'with "quotes" and \\'
+
+
+def test_oe_sets_and_their_weights_must_fit() -> None:
+    mixed = load("digits", ['data.oe=["letters", "mnist"]', "data.oe_weights=[3, 1]"])
+    assert (mixed.data.oe, mixed.data.oe_weights) == (("letters", "mnist"), (3.0, 1.0))
+    with pytest.raises(FastadError, match=r"data\.oe_weights has 2 numbers for 1 OE sets: give one each"):
+        load("digits", ["data.oe_weights=[3, 1]"])
+    with pytest.raises(FastadError, match=r"data\.oe_classes draws classes of one OE set"):
+        load("digits", ['data.oe=["letters", "mnist"]', "data.oe_classes=3"])
+    with pytest.raises(FastadError, match=r"unknown data\.oe_order 'permutation'"):
+        load("digits", ["data.oe_order=permutation"])

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,16 +16,20 @@ import torch
 from conftest import run_with_small_files
 from torch import nn
 
+from fastad import sets as sets_module
+from fastad.dali import Faults
 from fastad.errors import FastadError, Interrupted
 from fastad.evaluate import read_scores
 from fastad.group import Workbench, set_learning_rate, step
 from fastad.manifest import Manifest
 from fastad.networks import build
 from fastad.objectives import OBJECTIVES, find
-from fastad.pipeline import train_batches
+from fastad.pipeline import Batch, train_batches
+from fastad.plan import Plan
 from fastad.recipe import Recipe
 from fastad.run import RunResult, find_runs
-from fastad.train import make_plan, one_vs_rest, open_sets, stop_on_signals, train
+from fastad.sets import Sets, make_plan, oe_batches, one_vs_rest, open_sets, training_sources
+from fastad.train import stop_on_signals, train
 
 CPU = torch.device("cpu")
 STEPS = 10
@@ -34,6 +38,10 @@ STEPS = 10
 def run(recipe: Recipe, home: Path, out: Path, **fields: object) -> list[RunResult]:
     arguments: dict[str, object] = {"classes": ["middle"], **fields}
     return train(recipe, shards=home, out=out, device=CPU, **arguments)  # type: ignore[arg-type]
+
+
+def batches_of(recipe: Recipe, sets: Sets, plan: Plan) -> Iterator[Batch]:
+    return train_batches(plan, training_sources(recipe, sets, plan, CPU, Faults()), recipe.augment, CPU)
 
 
 def scores(out: Path) -> dict[str, np.ndarray]:
@@ -153,7 +161,7 @@ def test_a_few_epochs_tell_the_classes_apart(recipe: Recipe, home: Path, tmp_pat
         assert result.metrics["auroc"].value > 0.9
         assert result.counts == {
             **{"nominal": 40, "oe": 90, "test_nominal": 20, "test_anomalous": 40},
-            **{"steps": 50, "parameters": 115_968 + (33 if result.objective == "bce" else 0)},
+            **{"replaced": 0, "steps": 50, "parameters": 115_968 + (33 if result.objective == "bce" else 0)},
         }
         assert 0 <= result.stall_share < 1
         assert result.images_per_s > 0
@@ -170,7 +178,7 @@ def test_thirty_steps_follow_a_plain_pytorch_loop(name: str, recipe: Recipe, hom
     sets = open_sets(recipe, home)
     plan = make_plan(recipe, sets, "middle", 1)
     objective = find(name)
-    batches = list(train_batches(plan, sets.nominal, sets.oe, recipe.augment, CPU))
+    batches = list(batches_of(recipe, sets, plan))
     assert len(batches) == 30
 
     member = Workbench(recipe, (28, 28, 1), CPU).member(objective, 1, compiled=False)
@@ -207,7 +215,7 @@ def test_compiled_training_follows_eager_training(recipe: Recipe, home: Path) ->
     if not shutil.which("g++"):
         pytest.skip("needs a C++ compiler")
     sets = open_sets(recipe, home)
-    batches = list(train_batches(make_plan(recipe, sets, "middle", 1), sets.nominal, sets.oe, recipe.augment, CPU))
+    batches = list(batches_of(recipe, sets, make_plan(recipe, sets, "middle", 1)))
     sums = []
     for compiled in (False, True):
         member = Workbench(recipe, (28, 28, 1), CPU).member(find("hsc"), 1, compiled)
@@ -243,17 +251,53 @@ def test_the_oe_of_a_seed_is_shared_by_classes_and_small_draws_of_classes_are_re
     small = replace(recipe, data=replace(recipe.data, oe_size=8))
     sets = open_sets(small, home)
     plans = [make_plan(small, sets, name, seed=4) for name in ("middle", "high")]
-    assert plans[0].oe is not None
-    assert plans[1].oe is not None
-    np.testing.assert_array_equal(plans[0].oe, plans[1].oe)
-    assert len(plans[0].oe) == 8
+    (one,), (other,) = (plan.oe for plan in plans)
+    np.testing.assert_array_equal(one.rows, other.rows)
+    assert len(one.rows) == 8
     for count, order in ((1, "with-replacement"), (4, "cyclic")):
         few = replace(recipe, data=replace(recipe.data, oe_classes=count))
-        assert make_plan(few, sets, "middle", seed=1).oe_order == order
+        assert make_plan(few, sets, "middle", seed=1).oe[0].order == order
     window = replace(recipe, data=replace(recipe.data, oe_order="window"))
-    oe = make_plan(window, sets, "middle", seed=1).oe
-    assert sets.oe is not None
-    np.testing.assert_array_equal(sets.oe.manifest.source_index[oe], np.arange(90))
+    (oe,) = make_plan(window, sets, "middle", seed=1).oe
+    np.testing.assert_array_equal(sets.oe[0].manifest.source_index[oe.rows], np.arange(90))
+
+
+def test_several_oe_sets_have_their_weights_in_every_batch(recipe: Recipe, home: Path) -> None:
+    data = replace(recipe.data, oe=("extras", "blobs"), oe_weights=(3.0, 1.0), oe_size=20)
+    mixed = replace(recipe, data=data)
+    plan = make_plan(mixed, open_sets(mixed, home), "middle", seed=1)
+    assert [(stream.name, stream.batch, len(stream.rows)) for stream in plan.oe] == [("oe", 12, 20), ("oe-2", 4, 20)]
+    for weights, batch, batches in (((), 7, [4, 3]), ((1.0, 2.0), 10, [3, 7]), ((1.0, 1.0), 2, [1, 1])):
+        assert oe_batches(replace(mixed, data=replace(data, oe_weights=weights, batch_oe=batch))) == batches
+    with pytest.raises(FastadError, match=r"data\.batch_oe=3 leaves no image to blobs"):
+        oe_batches(replace(mixed, data=replace(data, oe_weights=(20.0, 1.0), batch_oe=3)))
+
+
+@pytest.mark.parametrize(
+    ("choice", "limit", "held"), [("auto", 1.0, True), ("off", 1.0, False), ("on", 1.0, True), ("auto", 0.0, False)]
+)
+def test_what_fits_is_held_and_gives_the_same_batches(
+    choice: str, limit: float, held: bool, recipe: Recipe, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sets_module, "RESIDENT_SHARE", limit)
+    asked = replace(recipe, train=replace(recipe.train, resident=choice))
+    sets = open_sets(asked, home)
+    plan = make_plan(asked, sets, "middle", 1)
+    sources = training_sources(asked, sets, plan, CPU, Faults())
+    assert [source.held is not None for source in sources] == [held, held]
+    reference = batches_of(recipe, open_sets(recipe, home), plan)
+    for one, other in zip(train_batches(plan, sources, asked.augment, CPU), reference, strict=True):
+        assert torch.equal(one.images, other.images)
+
+
+def test_what_is_to_be_held_and_does_not_fit_is_said(
+    recipe: Recipe, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sets_module, "free_bytes", lambda device: 1_000)
+    asked = replace(recipe, train=replace(recipe.train, resident="on"))
+    sets = open_sets(asked, home)
+    with pytest.raises(FastadError, match=r"train\.resident=on: the 40 nominal images need 31,360 bytes, more"):
+        training_sources(asked, sets, make_plan(asked, sets, "middle", 1), CPU, Faults())
 
 
 def test_oe_images_that_stand_in_the_test_split_can_be_left_out(recipe: Recipe, home: Path, tmp_path: Path) -> None:
@@ -270,11 +314,10 @@ def test_oe_images_that_stand_in_the_test_split_can_be_left_out(recipe: Recipe, 
 
     convert(str(tmp_path / "twins.py"), None, tmp_path, workers=1)
     (tmp_path / "blobs").symlink_to(home / "blobs")
-    data = replace(recipe.data, oe="twins")
+    data = replace(recipe.data, oe=("twins",))
     sets = open_sets(replace(recipe, data=data), tmp_path)
-    oe = make_plan(replace(recipe, data=data), sets, "middle", seed=1).oe
-    assert oe is not None
-    assert len(oe) == 60
+    (oe,) = make_plan(replace(recipe, data=data), sets, "middle", seed=1).oe
+    assert len(oe.rows) == 60
     without = replace(recipe, data=replace(data, oe_exclude_duplicates_of="blobs"))
     with pytest.raises(FastadError, match="twins has no train images"):
         make_plan(without, open_sets(without, tmp_path), "middle", seed=1)
@@ -296,11 +339,11 @@ def test_synsets_of_a_list_are_left_out_of_oe_and_counted(
         (("imagenet30",), {0, 2, 3}, "all22k holds 1 of the 30 synsets of imagenet30: their images are never OE"),
         ((), {0, 1, 2, 3}, ""),
     ):
-        asked = replace(recipe, data=replace(recipe.data, oe="all22k", oe_exclude_synsets=names))
+        asked = replace(recipe, data=replace(recipe.data, oe=("all22k",), oe_exclude_synsets=names))
         capsys.readouterr()
         sets = open_sets(asked, tmp_path)
-        assert sets.oe is not None
-        assert set(sets.oe.manifest.class_index[make_plan(asked, sets, "middle", seed=1).oe]) == left
+        (oe,) = make_plan(asked, sets, "middle", seed=1).oe
+        assert set(sets.oe[0].manifest.class_index[oe.rows]) == left
         found = capsys.readouterr().err
         assert said in found if said else "never OE" not in found
     open_sets(recipe, home)
@@ -321,9 +364,7 @@ def test_transposed_oe_is_trained_on_transposed(recipe: Recipe, home: Path) -> N
     batches = []
     for asked in (recipe, turned):
         sets = open_sets(asked, home)
-        batches.append(
-            next(train_batches(make_plan(asked, sets, "middle", 1), sets.nominal, sets.oe, asked.augment, CPU))
-        )
+        batches.append(next(batches_of(asked, sets, make_plan(asked, sets, "middle", 1))))
     upright, other = (batch.images for batch in batches)
     assert torch.equal(upright[:16], other[:16])
     assert torch.equal(upright[16:].transpose(2, 3), other[16:])
@@ -361,7 +402,7 @@ def test_oe_of_another_size_is_refused(recipe: Recipe, home: Path, tmp_path: Pat
     convert(str(wide), None, tmp_path, workers=1)
     (tmp_path / "blobs").symlink_to(home / "blobs")
     with pytest.raises(FastadError, match="hold images of 28×28×1 and 32×32×1: choose an OE set of the same size"):
-        run(replace(recipe, data=replace(recipe.data, oe="wide")), tmp_path, tmp_path / "out")
+        run(replace(recipe, data=replace(recipe.data, oe=("wide",))), tmp_path, tmp_path / "out")
 
 
 def test_another_recipe_in_the_same_folder_is_refused(recipe: Recipe, home: Path, tmp_path: Path) -> None:

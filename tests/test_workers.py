@@ -179,7 +179,9 @@ def test_jobs_are_drawn_as_workers_need_them_and_errors_come_through() -> None:
 
 
 def test_ray_is_refused_in_one_line(converter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(FastadError, match="--ray shares the shards out among all CPUs of its cluster: leave out --part"):
+    with pytest.raises(
+        FastadError, match="--ray shares the shards out among all CPUs of its cluster: leave out --part"
+    ):
         convert(str(converter), None, tmp_path, ray="local", part=Part(1, 2))
     with pytest.raises(FastadError, match="no Ray cluster found at 127.0.0.1:1 .*ray start one, or give --ray local"):
         convert(str(converter), None, tmp_path, ray="127.0.0.1:1")

@@ -1,0 +1,192 @@
+"""What is done to the values of pixels once they are where they belong: jitter, blur, noise, normalisation.
+
+Owns one function on tensors that runs on a GPU and on the CPU; which pixels it gets is `fastad.dali`'s and
+`fastad.resident`'s, so that both give the same. It computes in float32 and rounds nothing:
+
+- Jitter is torchvision's ColorJitter in its listed order (brightness, contrast, saturation, hue in HSV), each clipped
+  to [0, 1]. The contrast's pivot is the mean grey of the crop without its padding; torchvision's that of the image.
+- Blur is a true Gaussian with mirrored borders: a matrix for columns and one for rows, so that any σ costs the same.
+- Noise is read from a bank of normals at a place drawn for each image.
+Use: `finish = Finish(spec, (224, 224), 3, device, oe_from=128)`, then `finish(images, draws, inside)`.
+"""
+
+import functools
+import itertools
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastad.augment import NOISE_BANK, AugmentSpec, Draws
+from fastad.seeds import generator
+
+# ITU-R 601, as torchvision and Pillow weigh colours into grey.
+GREY = (0.299, 0.587, 0.114)
+
+# On a CPU images that are larger are finished one by one, while they are in its caches (README, Development).
+LARGEST_AT_ONCE = 64 * 64
+
+
+class Finish:
+    """Uint8 crops → normalised float32 images; those from place `oe_from` on are OE."""
+
+    def __init__(
+        self,
+        spec: AugmentSpec,
+        out_hw: tuple[int, int],
+        channels: int,
+        device: torch.device,
+        *,
+        oe_from: int,
+        compiled: bool = False,
+    ) -> None:
+        self.spec, self.out_hw, self.device, self.oe_from = spec, out_hw, device, oe_from
+        mean, std = (np.broadcast_to(values, channels).astype(np.float32) for values in (spec.mean, spec.std))
+        self.scale, self.shift = (1 / std).tolist(), (-mean / std).tolist()
+        self.numbers = out_hw[0] * out_hw[1] * channels
+        self.bank = noise_bank(self.numbers).to(device) if spec.noise_std else None
+        sigma = spec.oe_blur_sigma_px
+        self.blur = [torch.from_numpy(blur_matrix(side, sigma)).to(device) for side in out_hw] if sigma else None
+        self.one_by_one = device.type == "cpu" and out_hw[0] * out_hw[1] > LARGEST_AT_ONCE
+        values = functools.partial(_values, scale=self.scale, shift=self.shift, noise_std=spec.noise_std)
+        self.values = torch.compile(values, dynamic=False) if compiled else values
+
+    def __call__(self, images: Tensor, draws: Draws | None = None, inside: np.ndarray | None = None) -> Tensor:
+        """`images` uint8 [B, H, W, C] on the device → float32 [B, C, H, W] on it, channels_last.
+
+        `draws` None: as in testing. `inside` [B, 4]: the part of each crop that is image (`Geometry.inside`), None
+        where all is.
+        """
+        colour = bounds = None
+        if draws is not None and self.spec.jitters:
+            colour = moved(draws.colour, self.device)
+            bounds = None if inside is None else moved(inside, self.device)
+        noise = self._noise(draws.noise, images.shape[1:]) if draws is not None and self.bank is not None else None
+        blur = self.blur if draws is not None else None
+        finished = torch.empty(images.shape, dtype=torch.float32, device=self.device)
+        for some in self._parts(len(images), blurs=blur is not None):
+            colour_, noise_, bounds_ = (None if each is None else each[some] for each in (colour, noise, bounds))
+            self.values(
+                images[some], colour_, noise_, bounds_, blur if some.start >= self.oe_from else None, finished[some]
+            )
+        return finished.permute(0, 3, 1, 2)
+
+    def _parts(self, count: int, *, blurs: bool) -> list[slice]:
+        """What is finished in one call: all images, those that are blurred apart, or each alone."""
+        if self.one_by_one:
+            return [slice(place, place + 1) for place in range(count)]
+        edges = sorted({0, min(self.oe_from, count), count} if blurs else {0, count})
+        return [slice(*edge) for edge in itertools.pairwise(edges)]
+
+    def _noise(self, offset: np.ndarray, shape_hwc: Sequence[int]) -> Tensor:
+        """Each image's normals, float32 [B, H, W, C]."""
+        assert self.bank is not None
+        if self.device.type == "cuda":
+            places = moved(offset, self.device)[:, None] + torch.arange(self.numbers, device=self.device)
+            return self.bank[places].view(-1, *shape_hwc)
+        return torch.stack([self.bank[first : first + self.numbers] for first in offset.tolist()]).view(-1, *shape_hwc)
+
+
+def moved(numbers: np.ndarray, device: torch.device) -> Tensor:
+    """An array as a tensor on the device, from pinned memory, or the host would wait for a GPU."""
+    tensor = torch.from_numpy(numbers)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+
+
+def _values(
+    images: Tensor,
+    colour: Tensor | None,
+    noise: Tensor | None,
+    bounds: Tensor | None,
+    blur: Sequence[Tensor] | None,
+    finished: Tensor,
+    *,
+    scale: Sequence[float],
+    shift: Sequence[float],
+    noise_std: float,
+) -> None:
+    """Finishes uint8 images [n, H, W, C] into `finished` [n, H, W, C], channel by channel."""
+    planes = [plane.to(torch.float32) * (1 / 255) for plane in images.unbind(-1)]
+    if colour is not None:
+        planes = jitter(planes, colour, None if bounds is None else _mask(bounds, planes[0]))
+    for channel, plane in enumerate(planes):
+        if blur is not None:
+            plane = blur[0] @ plane @ blur[1].T
+        if noise is not None:
+            plane = plane + noise_std * noise[..., channel]
+        finished[..., channel].copy_(plane * scale[channel] + shift[channel])
+
+
+def _mask(bounds: Tensor, plane: Tensor) -> Tensor:
+    """1 where a crop is image, 0 where it is padding, float32 [n, H, W]."""
+    top, bottom, left, right = (bound[:, None, None] for bound in bounds.unbind(1))
+    y = torch.arange(plane.shape[1], device=plane.device)[:, None]
+    x = torch.arange(plane.shape[2], device=plane.device)
+    return ((y >= top) & (y < bottom) & (x >= left) & (x < right)).to(torch.float32)
+
+
+def jitter(planes: list[Tensor], colour: Tensor, mask: Tensor | None) -> list[Tensor]:
+    """ColorJitter of planes [n, H, W] in [0, 1], by `colour` [n, 4] as in `Draws`; of grey images brightness and
+    contrast only. Padding, where `mask` is 0, stays black."""
+    brightness, contrast, saturation, hue = (numbers[:, None, None] for numbers in colour.unbind(1))
+    planes = [(plane * brightness).clamp(0, 1) for plane in planes]
+    grey = _grey(planes)
+    if mask is None:
+        pivot = grey.mean((1, 2), keepdim=True)
+    else:
+        pivot = (grey * mask).sum((1, 2), keepdim=True) / mask.sum((1, 2), keepdim=True)
+    planes = [(contrast * plane + (1 - contrast) * pivot).clamp(0, 1) for plane in planes]
+    if len(planes) == 3:
+        grey = _grey(planes)
+        planes = [(saturation * plane + (1 - saturation) * grey).clamp(0, 1) for plane in planes]
+        planes = _turned(planes, hue)
+    return planes if mask is None else [plane * mask for plane in planes]
+
+
+def _grey(planes: list[Tensor]) -> Tensor:
+    return GREY[0] * planes[0] + GREY[1] * planes[1] + GREY[2] * planes[2] if len(planes) == 3 else planes[0]
+
+
+def _turned(planes: list[Tensor], hue: Tensor) -> list[Tensor]:
+    """The hue shifted by that part of a turn, in HSV: red, green and blue are v − (v − min) · clip(min(k, 4 − k), 0, 1)
+    with k = (n + 6 hue) mod 6 and n = 5, 3, 1 (Smith 1978, in one formula)."""
+    red, green, blue = planes
+    value = torch.maximum(torch.maximum(red, green), blue)
+    chroma = value - torch.minimum(torch.minimum(red, green), blue)
+    divisor = torch.where(chroma > 0, chroma, 1.0)
+    sixth = torch.where(
+        value == red,
+        (green - blue) / divisor,
+        torch.where(value == green, 2 + (blue - red) / divisor, 4 + (red - green) / divisor),
+    )
+    sixth = sixth + 6 * hue
+    turned = []
+    for n in (5, 3, 1):
+        k = sixth + n
+        k = k - 6 * torch.floor(k / 6)
+        turned.append(value - chroma * torch.minimum(k, 4 - k).clamp(0, 1))
+    return turned
+
+
+@functools.cache
+def noise_bank(beyond: int) -> Tensor:
+    """`NOISE_BANK` standard normals, the same on every machine, and after them the first `beyond` again, float32."""
+    bank = generator(0, "noise").standard_normal(NOISE_BANK, dtype=np.float32)
+    return torch.from_numpy(np.concatenate([bank, bank[:beyond]]))
+
+
+def blur_matrix(side: int, sigma_px: float) -> np.ndarray:
+    """What blurring with a Gaussian of that standard deviation does to a line of `side` pixels, float32 [side, side].
+
+    The window reaches 3 σ to either side; beyond the border pixels are mirrored without the border's own (reflect-101).
+    """
+    radius = int(np.ceil(3 * sigma_px))
+    weights = np.exp(-0.5 * (np.arange(-radius, radius + 1) / sigma_px) ** 2)
+    matrix = np.zeros((side, side))
+    period = max(2 * (side - 1), 1)
+    for shift, weight in zip(range(-radius, radius + 1), weights / weights.sum(), strict=True):
+        place = np.arange(side) + shift
+        source = np.minimum(place % period, -place % period)
+        np.add.at(matrix, (np.arange(side), source), weight)
+    return matrix.astype(np.float32)
