@@ -80,10 +80,10 @@ def encode(source: bytes | np.ndarray, encoding: Encoding, *, exact: bool = Fals
         return _exact(source, encoding)
     if isinstance(source, np.ndarray):
         return _of_array(source, encoding)
-    may_pass = encoding.quality is None
-    if may_pass and not encoding.checked and (size := _jpeg_size(source)) and not encoding.makes_smaller(*size):
-        return Encoded("jpg", source, size[1], size[0], 0, "")
-    pixels, change = _decoded(source)
+    may_pass, header = encoding.quality is None, _jpeg_header(source)
+    if may_pass and header and not encoding.checked and not encoding.makes_smaller(header.height, header.width):
+        return Encoded("jpg", source, header.width, header.height, 0, "")
+    pixels, change = _decoded(source, header)
     height, width, _ = pixels.shape
     if encoding.makes_smaller(height, width):
         return _written(_resized(pixels, encoding), encoding, f"{change}, resized" if change else "resized")
@@ -113,18 +113,26 @@ def _of_array(pixels: np.ndarray, encoding: Encoding) -> Encoded:
     return _written(_resized(pixels, encoding) if smaller else pixels, encoding, "resized" if smaller else "to JPEG")
 
 
+class _Header(NamedTuple):
+    """What the header of a plain JPEG says; `colours` as simplejpeg names what it is decoded to."""
+
+    height: int
+    width: int
+    colours: str
+
+
 # What libjpeg-turbo calls the colours of plain JPEGs, and what they are decoded to.
 _PLAIN = {"YCbCr": "RGB", "Gray": "GRAY"}
 
 
-def _jpeg_size(source: bytes) -> tuple[int, int] | None:
-    """(height, width) of a plain JPEG by its header, None for other files; raises `BadImage` if it is too large."""
+def _jpeg_header(source: bytes) -> _Header | None:
+    """The header of a plain JPEG, None for other files; raises `BadImage` if the image is too large."""
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(source)
     except ValueError:
         return None
     _refuse_bomb(width, height)
-    return (height, width) if colours in _PLAIN else None
+    return _Header(height, width, _PLAIN[colours]) if colours in _PLAIN else None
 
 
 def _refuse_bomb(width: int, height: int) -> None:
@@ -132,23 +140,17 @@ def _refuse_bomb(width: int, height: int) -> None:
         raise BadImage(f"{width}×{height} pixels, more than {LARGEST_PIXELS:,}")
 
 
-def _decoded(source: bytes) -> tuple[np.ndarray, str]:
+def _decoded(source: bytes, header: _Header | None) -> tuple[np.ndarray, str]:
     """The pixels [H, W, C] of a file as a shard holds them, and the conversion that this took, "" for plain JPEGs."""
-    if _jpeg_size(source):
+    if header:
         try:
-            return _jpeg_pixels(source), ""
+            return simplejpeg.decode_jpeg(source, header.colours), ""
         except ValueError:
             pass  # libjpeg-turbo warns of harmless damage too, such as bytes too many: Pillow tells which it is
     with _opened(source) as image:
         is_plain = image.format == "JPEG" and image.mode in ("L", "RGB")
         pixels = np.asarray(image if is_plain else _rgb(image))
         return pixels.reshape(*pixels.shape[:2], -1), "" if is_plain else f"{image.format} {image.mode} to RGB"
-
-
-def _jpeg_pixels(source: bytes) -> np.ndarray:
-    colours = simplejpeg.decode_jpeg_header(source)[2]
-    pixels: np.ndarray = simplejpeg.decode_jpeg(source, colorspace=_PLAIN[colours])
-    return pixels
 
 
 @contextmanager

@@ -19,6 +19,9 @@ from fastad.files import sha256
 
 SCHEMA_VERSION = 3
 
+# The file whose presence means that a set is whole.
+MANIFEST = "manifest.json"
+
 # Column → its type; "" is bytes of the length of the longest.
 COLUMNS = {
     "shard": "int32",
@@ -156,7 +159,7 @@ def open_set(folder: Path) -> Manifest:
     hashed again, and the manifest's time renewed if it is unchanged. Raises `FastadError` naming what is missing or
     changed.
     """
-    path = folder / "manifest.json"
+    path = folder / MANIFEST
     if not path.is_file():
         begun = (folder / ".partial").is_dir()
         found = (
@@ -198,7 +201,7 @@ def check_shards(folder: Path, shards: tuple[Shard, ...], *, hash_all: bool = Fa
     Raises `FastadError` naming the first shard that is missing or changed. When every hash that was due agrees, the
     manifest's time is renewed, so that a copied set is hashed once and not at every opening.
     """
-    manifest_path = folder / "manifest.json"
+    manifest_path = folder / MANIFEST
     written_ns = manifest_path.stat().st_mtime_ns
     hashed: dict[tuple[int, int], str] = {}
     for shard in shards:

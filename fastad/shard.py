@@ -33,7 +33,7 @@ from fastad.errors import FastadError
 from fastad.files import atomic, locked, sha256, write_json, write_text
 from fastad.in_place import Contents, bytes_in_place, hash_in_place, link_in_place, refuse_unfit
 from fastad.listing import Converter, Listing, find_converter, list_samples
-from fastad.manifest import COLUMNS, SCHEMA_VERSION, Manifest, Shard, column_path, open_set
+from fastad.manifest import COLUMNS, MANIFEST, SCHEMA_VERSION, Manifest, Shard, column_path, open_set
 from fastad.progress import progress, say
 from fastad.seeds import generator
 from fastad.tar import BLOCK, NPY_HEADER_BYTES
@@ -158,7 +158,7 @@ def _begin(
     try:
         listing = list_samples(converter, raw, options, partial, in_place=in_place)
         identity = {"source_fingerprint": listing.fingerprint, "arguments": arguments}
-        if (folder / "manifest.json").is_file():
+        if (folder / MANIFEST).is_file():
             return _finished(folder, identity)
         for path in sorted((folder / ".partial").glob("*/begun.json")):
             _refuse_other("was begun with", path, identity, folder)
@@ -182,7 +182,7 @@ def _finished(folder: Path, identity: Mapping[str, Any]) -> Manifest:
     """The set that stands in the folder, if it is the one that source and arguments would give."""
     # What is partial now is of no more use to any part: a kill may have come between the manifest and its removal.
     shutil.rmtree(folder / ".partial", ignore_errors=True)
-    _refuse_other("is a conversion with", folder / "manifest.json", identity, folder)
+    _refuse_other("is a conversion with", folder / MANIFEST, identity, folder)
     say(f"{folder} is complete already")
     return open_set(folder)
 
@@ -287,7 +287,7 @@ def _finish(
 ) -> Manifest:
     """Stage 3: columns and card, then the manifest, then away with what was partial. One process at a time does it."""
     with _alone(folder):
-        if (folder / "manifest.json").is_file():
+        if (folder / MANIFEST).is_file():
             return open_set(folder)  # another part was faster
         shards, columns, of_contents = contents()
         for name, column in columns:
@@ -308,7 +308,7 @@ def _finish(
             "shards": [asdict(shard) for shard in shards],
         }
         write_text(folder / "README.md", card(facts))
-        write_json(folder / "manifest.json", facts)
+        write_json(folder / MANIFEST, facts)
         shutil.rmtree(folder / ".partial")
         return open_set(folder)
 

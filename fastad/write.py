@@ -58,13 +58,12 @@ def write_shard(job: Job) -> Written:
     at = 0
     with atomic(job.folder / f"{job.name}.tar") as tar:
         for chunk in _array_chunks(job) if _is_uniform(job) else _encoded_chunks(job):
-            for piece in chunk.pieces:
-                tar.write(piece)
-                digest.update(piece)
+            tar.write(chunk.data)
+            digest.update(chunk.data)
             rows += [row._replace(offset=at + row.offset) for row in chunk.rows]
             rejects += chunk.rejects
             changes.update(chunk.changes)
-            at += sum(map(len, chunk.pieces))
+            at += len(chunk.data)
         tar.write(END)
         digest.update(END)
     columns = np.array(rows, dtype=_ROW)
@@ -97,7 +96,7 @@ _ROW = np.dtype([("place", "int64"), *((name, COLUMNS[name]) for name in WRITTEN
 class _Chunk(NamedTuple):
     """Some members on their way into a tar, with offsets from the chunk's own start, and what was not used."""
 
-    pieces: Sequence[bytes | memoryview]
+    data: bytes | memoryview
     rows: Sequence[_Row]
     rejects: Sequence[Reject] = ()
     changes: Sequence[str] = ()
@@ -109,14 +108,14 @@ def _encoded_chunks(job: Job) -> Iterator[_Chunk]:
     for place, (encoded_key, class_index, found) in enumerate(named):
         key = encoded_key.decode()
         if isinstance(found, BadImage):
-            yield _Chunk((), (), ({"key": key, "reason": str(found)},))
+            yield _Chunk(b"", (), ({"key": key, "reason": str(found)},))
             continue
         pieces = [*member(f"{key}.{found.extension}", found.data)]
         if class_index >= 0:
             pieces += member(f"{key}.cls", str(class_index).encode())
         size = len(found.data)
         row = _Row(place, BLOCK, size, found.extension.encode(), found.width, found.height, found.content_hash)
-        yield _Chunk(pieces, (row,), changes=(found.change,) if found.change else ())
+        yield _Chunk(b"".join(pieces), (row,), changes=(found.change,) if found.change else ())
 
 
 def _encoded(job: Job) -> Iterator[Encoded | BadImage]:
@@ -160,7 +159,7 @@ def _array_chunks(job: Job) -> Iterator[_Chunk]:
             _Row(place, offset, data.shape[1], b"npy", width, height, content_hash(image))
             for place, (offset, image) in enumerate(zip(offsets, pixels, strict=True), start=start)
         ]
-        yield _Chunk((pieces.data.cast("B"),), rows)
+        yield _Chunk(pieces.data.cast("B"), rows)
 
 
 _ARRAYS_A_CHUNK = 500

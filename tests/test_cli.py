@@ -15,6 +15,7 @@ from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
 from fastad import __version__, cli
+from fastad.listing import converter_names
 from fastad.manifest import open_set
 from fastad.reader import ShardReader
 from fastad.recipe import Recipe, dump
@@ -211,3 +212,9 @@ def test_an_out_folder_that_may_not_be_written_is_said(fastad: Shell, home: Path
     (tmp_path / "file").write_text("")
     done = fastad("train", toml, "--shards", home, "--out", tmp_path / "file", "--class", "middle")
     assert "cannot write" in done.error
+
+
+def test_help_names_every_set_and_says_that_tiny_images_were_withdrawn(fastad: Shell) -> None:
+    text = " ".join(fastad("shard", "--help").out.split())
+    assert all(name in text for name in converter_names())
+    assert "withdrawn by its authors in 2020" in text

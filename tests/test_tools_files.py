@@ -327,6 +327,8 @@ def test_imagenet30_is_also_a_part_of_an_imagenet1k_tree(tmp_path: Path) -> None
     assert len(found) == 60
     assert {value[0] for value in found.values()} == set(imagenet30.CLASSES)
     assert found["train/n12267677/n12267677_1"] == ("acorn", "train", jpeg(0))
+    convert("imagenet1k", tmp_path, tmp_path / "shards", workers=1)
+    assert listed(imagenet30.samples(tmp_path / "shards" / "imagenet1k")) == found
     (tmp_path / "train" / "n12267677" / "n12267677_1.JPEG").rename(tmp_path / "x.JPEG")
     (tmp_path / "train" / "n12267677").rmdir()
     with pytest.raises(FastadError, match="holds no train images of acorn: ImageNet-30 needs"):

@@ -140,19 +140,22 @@ def test_a_worker_that_is_killed_is_said_in_one_line(converter: Path, tmp_path: 
     assert "Traceback" not in err
 
 
-def test_a_part_is_converted_by_one_process_at_a_time(converter: Path, tmp_path: Path) -> None:
+def test_a_part_is_converted_by_one_process_at_a_time_and_a_set_shared_out_in_one_way(
+    converter: Path, tmp_path: Path
+) -> None:
     command = (converter, "--out", tmp_path, "--workers", 1, "--part", "1/2")
     first = start(*command)
     try:
         wait_until(lambda: writing(tmp_path / "many"), first)
         first.send_signal(signal.SIGSTOP)
-        second = start(*command)
-        _, err = second.communicate(timeout=20)
-        assert second.returncode == 2
-        assert err == (
-            f"fastad: {tmp_path / 'many'} is being converted by another process: "
-            "wait for it, or choose another --out or --part\n"
-        )
+        for part in ("1/2", "1/1", "3/3"):
+            second = start(*command[:-1], part)
+            _, err = second.communicate(timeout=20)
+            assert second.returncode == 2
+            assert err == (
+                f"fastad: {tmp_path / 'many'} is being converted by another process: "
+                "wait for it, or choose another --out or --part\n"
+            )
     finally:
         first.kill()
         first.communicate(timeout=10)

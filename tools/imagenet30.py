@@ -3,8 +3,9 @@
 Expected in the raw folder, the benchmark's own release, in which images may lie deeper than shown:
     one_class_train/acorn/*.JPEG   …   one_class_train/volcano/*.JPEG
     one_class_test/acorn/*.JPEG    …   one_class_test/volcano/*.JPEG
-or ImageNet-1K as `imagenet1k` takes it, train and val, of which the 30 synsets are read: then there are 50 test images
-a class, and they are not those of the release. The release's stray `airliner/._1.JPEG` is no image, and left out.
+or ImageNet-1K, train and val, of which the 30 synsets are read, as `imagenet1k` takes it or as the shard set that it
+made: then there are 50 test images a class, and they are not those of the release. The release's stray
+`airliner/._1.JPEG` is no image, and left out.
 """
 
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from fastad.errors import FastadError
-from fastad.manifest import Sample
+from fastad.manifest import MANIFEST, FileRange, Sample, open_set
 from fastad_tools._files import images, sample_keys
 from fastad_tools.imagenet1k import synsets_of
 
@@ -38,7 +39,8 @@ RELEASE_FOLDERS = {"train": "one_class_train", "test": "one_class_test"}
 def samples(raw: Path) -> Iterator[Sample]:
     missing = {(split, name) for split in RELEASE_FOLDERS for name in CLASSES}
     released = any((raw / folder).is_dir() for folder in RELEASE_FOLDERS.values())
-    for sample in _of_release(raw) if released else _of_imagenet1k(raw):
+    whole = _of_release(raw) if released else _of_shards(raw) if (raw / MANIFEST).is_file() else _of_imagenet1k(raw)
+    for sample in whole:
         missing.discard((sample.split, str(sample.class_name)))
         yield sample
     if missing:
@@ -55,6 +57,20 @@ def _of_release(raw: Path) -> Iterator[Sample]:
             keys = sample_keys([f"{split}/{name}/{path}" for path in found])
             for key, path in zip(keys, found.values(), strict=True):
                 yield Sample(key, path, name, split)
+
+
+def _of_shards(raw: Path) -> Iterator[Sample]:
+    converted = open_set(raw)
+    for split, rows in converted.splits.items():
+        for row in rows:
+            wnid = converted.classes[converted.class_index[row]]
+            if wnid in CLASS_OF:
+                place = FileRange(
+                    converted.folder / converted.shards[converted.shard[row]].name,
+                    int(converted.offset[row]),
+                    int(converted.size[row]),
+                )
+                yield Sample(converted.key[row].decode(), place, CLASS_OF[wnid], split)
 
 
 def _of_imagenet1k(raw: Path) -> Iterator[Sample]:
