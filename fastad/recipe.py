@@ -43,6 +43,11 @@ class DataSpec:
     batch_nominal: int = 128
     batch_oe: int = 128
 
+    @property
+    def sets(self) -> tuple[str, ...]:
+        """The names of all sets that a run reads."""
+        return tuple(name for name in (self.nominal, self.oe, self.oe_exclude_duplicates_of) if name is not None)
+
 
 @dataclass(frozen=True, slots=True)
 class OptimSpec:

@@ -8,12 +8,12 @@ from pathlib import Path
 import fastad
 
 ORDER = (
-    *("__init__", "errors", "seeds", "files", "progress", "tar", "encode", "card"),
-    *("manifest", "listing", "shard", "verify", "reader", "inspect", "view", "plan", "augment", "pipeline"),
+    *("__init__", "errors", "seeds", "files", "progress", "remote", "tar", "encode", "card"),
+    *("manifest", "stage", "listing", "shard", "verify", "reader", "inspect", "view", "plan", "augment", "pipeline"),
     *("networks", "objectives", "recipe", "run", "group", "evaluate", "train"),
     *("tables", "figures", "page", "report", "quickstart", "bench", "bench_shard", "cli", "__main__"),
 )
-LIGHT = {"manifest", "view", "plan", "augment", "reader", "shard", "verify", "inspect"}
+LIGHT = {"manifest", "stage", "view", "plan", "augment", "reader", "shard", "verify", "inspect"}
 
 FOLDER = Path(fastad.__file__).parent
 
@@ -38,9 +38,9 @@ def test_modules_import_only_what_stands_before_them() -> None:
         assert not [name for name in imported(path) if ORDER.index(name) >= place], path.name
 
 
-def test_what_reads_and_selects_shards_needs_neither_torch_nor_dali() -> None:
+def test_what_reads_and_selects_shards_needs_no_torch_dali_or_fsspec() -> None:
     modules = ", ".join(f"fastad.{name}" for name in sorted(LIGHT))
-    code = f"import sys, {modules}; sys.exit(bool({{'torch', 'nvidia.dali'}} & set(sys.modules)))"
+    code = f"import sys, {modules}; sys.exit(bool({{'torch', 'nvidia.dali', 'fsspec'}} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
