@@ -26,11 +26,15 @@ app = typer.Typer(
     help="Deep image anomaly detection with outlier exposure: raw images → shards → a trained detector → its AUROC.",
 )
 
-ShardsOption = Annotated[Path | None, typer.Option("--shards", help="Shard home [default: $FASTAD_SHARDS or ./shards]")]
+ShardsOption = Annotated[
+    str | None,
+    typer.Option("--shards", help="Shard home, or its address [default: $FASTAD_SHARDS or ./shards]"),
+]
 OutOption = Annotated[Path, typer.Option("--out", help="Folder for the runs")]
 SetOption = Annotated[list[str] | None, typer.Option("--set", help="Change a recipe field: key=value (repeatable)")]
 DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu or cuda")]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object on standard output")]
+SetArgument = Annotated[str, typer.Argument(metavar="SET_DIR", help="A shard set, or its address")]
 SeedOption = Annotated[list[int] | None, typer.Option("--seed", help="Seed (repeatable) [default: 1]")]
 
 
@@ -123,30 +127,46 @@ def _part(text: str) -> tuple[int, int]:
 
 @app.command()
 def verify(
-    folder: Annotated[Path, typer.Argument(metavar="SET_DIR", help="A shard set")],
+    place: SetArgument,
     level: Annotated[str, typer.Option(help="size, hash or decode")] = "hash",
 ) -> None:
     """Check a shard set against its manifest."""
+    from fastad.stage import local_set
     from fastad.verify import verify
 
-    manifest = verify(folder, level)
-    print(f"{folder}: whole, {len(manifest.key):,} images in {len(manifest.shards)} shards ({level})")
+    manifest = verify(local_set(place), level)
+    print(f"{manifest.folder}: whole, {len(manifest.key):,} images in {len(manifest.shards)} shards ({level})")
+
+
+@app.command()
+def stage(
+    urls: Annotated[list[str], typer.Argument(metavar="URL...", help="Sets at s3://, gs://, hf:// or http(s)://")],
+    to: Annotated[
+        Path | None, typer.Option(help="Shard home to copy them to [default: $FASTAD_CACHE or ~/.cache/fastad]")
+    ] = None,
+) -> None:
+    """Copy remote shard sets to this machine; train, verify and inspect do it, too, when given an address."""
+    from fastad.stage import stage
+
+    for url in urls:
+        print(stage(url, to))
 
 
 @app.command()
 def inspect(
-    folder: Annotated[Path, typer.Argument(metavar="SET_DIR", help="A shard set")],
+    place: SetArgument,
     grid: Annotated[Path | None, typer.Option(help="Draw a labelled picture of samples into this PNG file")] = None,
-    against: Annotated[Path | None, typer.Option(help="Count images that also stand in this shard set")] = None,
+    against: Annotated[str | None, typer.Option(help="Count images that also stand in this shard set")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Show what is in a shard set."""
     from fastad import inspect
     from fastad.files import atomic
     from fastad.manifest import open_set
+    from fastad.stage import local_set
 
-    manifest = open_set(folder)
-    other = None if against is None else open_set(against)
+    manifest = open_set(local_set(place))
+    other = None if against is None else open_set(local_set(against))
     print(json.dumps(inspect.facts(manifest, other)) if as_json else inspect.summary(manifest, other))
     if grid is not None:
         with atomic(grid) as file:
@@ -170,19 +190,20 @@ def train(
     as_json: JsonOption = False,
 ) -> None:
     """Train and evaluate detectors; again to continue interrupted runs."""
-    from fastad.manifest import shard_home
     from fastad.progress import say
     from fastad.recipe import dump, load
     from fastad.run import choose_device
+    from fastad.stage import local_home
     from fastad.train import stop_on_signals
     from fastad.train import train as train_all
 
     resolved = load(recipe, set_ or ())
     say(dump(resolved))
+    home = local_home(shards, resolved.data.sets)
     with stop_on_signals() as stop:
         results = train_all(
             resolved,
-            shards=shard_home(shards),
+            shards=home,
             out=out,
             device=choose_device(device),
             classes=class_name or (),
@@ -296,15 +317,17 @@ def _bench(
     recipe: str,
     repeats: int,
     overrides: list[str] | None,
-    shards: Path | None,
+    shards: str | None,
     device: str,
     as_json: bool,
 ) -> None:
-    from fastad.manifest import shard_home
     from fastad.recipe import load
     from fastad.run import choose_device
+    from fastad.stage import local_home
 
-    _print_figures(measure(load(recipe, overrides or ()), shard_home(shards), choose_device(device), repeats), as_json)
+    resolved = load(recipe, overrides or ())
+    home = local_home(shards, resolved.data.sets)
+    _print_figures(measure(resolved, home, choose_device(device), repeats), as_json)
 
 
 def _print_figures(found: dict[str, Any], as_json: bool) -> None:

@@ -94,7 +94,7 @@ def encode(source: bytes | np.ndarray, encoding: Encoding, *, exact: bool = Fals
 
 def check(source: bytes) -> None:
     """Decodes an encoded image; raises `BadImage` with the reason where that is not possible."""
-    _decoded(source)
+    _decoded(source, _jpeg_header(source))
 
 
 def passes_as_array(shape: Sequence[int], encoding: Encoding) -> bool:

@@ -7,6 +7,7 @@ Use: `manifest = open_set(Path("shards/digits"))`, then `manifest.class_index[ro
 
 import json
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -162,9 +163,7 @@ def open_set(folder: Path) -> Manifest:
     path = folder / MANIFEST
     if not path.is_file():
         begun = (folder / ".partial").is_dir()
-        found = (
-            "an unfinished conversion: run its fastad shard again" if begun else "no manifest.json: run fastad shard"
-        )
+        found = "an unfinished one: run its command again" if begun else "no manifest.json: run fastad shard"
         raise FastadError(f"{folder} is not a shard set: found {found}")
     try:
         facts = json.loads(path.read_bytes())
@@ -229,5 +228,8 @@ def check_shards(folder: Path, shards: tuple[Shard, ...], *, hash_all: bool = Fa
 
 
 def shard_home(chosen: Path | None = None) -> Path:
-    """Where shard sets live: the folder chosen, else `$FASTAD_SHARDS`, else `./shards`."""
-    return chosen or Path(os.environ.get("FASTAD_SHARDS") or "shards")
+    """Where shard sets live: the folder chosen, else `$FASTAD_SHARDS`, else `./shards`; an address raises."""
+    home = chosen or Path(os.environ.get("FASTAD_SHARDS") or "shards")
+    if re.match(r"\w+:/", str(home)):  # a Path makes one slash of two
+        raise FastadError(f"{home} is an address, and shards are written to folders: choose one with --out")
+    return home

@@ -50,6 +50,12 @@ class DataSpec:
     batch_nominal: int = 128
     batch_oe: int = 128
 
+    @property
+    def sets(self) -> tuple[str, ...]:
+        """The names of all sets that a run reads."""
+        other = self.oe_exclude_duplicates_of
+        return self.nominal, *self.oe, *(() if other is None else (other,))
+
 
 @dataclass(frozen=True, slots=True)
 class OptimSpec:

@@ -8,13 +8,13 @@ from pathlib import Path
 import fastad
 
 ORDER = (
-    *("__init__", "errors", "seeds", "files", "progress", "workers", "tar", "encode", "card"),
-    *("manifest", "listing", "in_place", "write", "shard", "reader", "verify", "synsets", "view", "inspect", "plan"),
+    *("__init__", "errors", "seeds", "files", "progress", "remote", "workers", "tar", "encode", "card", "manifest"),
+    *("stage", "listing", "in_place", "write", "shard", "reader", "verify", "synsets", "view", "inspect", "plan"),
     *("augment", "feed", "pixels", "ahead", "dali", "resident", "pipeline", "networks", "objectives", "recipe", "sets"),
     *("run", "group", "evaluate", "train"),
     *("tables", "figures", "page", "report", "quickstart", "bench", "bench_shard", "cli", "__main__"),
 )
-LIGHT = {"manifest", "synsets", "view", "plan", "augment", "reader", "shard", "verify", "inspect"}
+LIGHT = {"manifest", "stage", "synsets", "view", "plan", "augment", "reader", "shard", "verify", "inspect"}
 
 FOLDER = Path(fastad.__file__).parent
 
@@ -39,9 +39,9 @@ def test_modules_import_only_what_stands_before_them() -> None:
         assert not [name for name in imported(path) if ORDER.index(name) >= place], path.name
 
 
-def test_what_reads_and_selects_shards_needs_neither_torch_nor_dali() -> None:
+def test_what_reads_and_selects_shards_needs_no_torch_dali_or_fsspec() -> None:
     modules = ", ".join(f"fastad.{name}" for name in sorted(LIGHT))
-    code = f"import sys, {modules}; sys.exit(bool({{'torch', 'nvidia.dali'}} & set(sys.modules)))"
+    code = f"import sys, {modules}; sys.exit(bool({{'torch', 'nvidia.dali', 'fsspec'}} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 

@@ -38,7 +38,7 @@ def test_a_folder_without_manifest_is_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(FastadError, match=f"{tmp_path} is not a shard set: found no manifest.json"):
         open_set(tmp_path)
     (tmp_path / ".partial").mkdir()
-    with pytest.raises(FastadError, match="unfinished conversion"):
+    with pytest.raises(FastadError, match="an unfinished one: run its command again"):
         open_set(tmp_path)
 
 
