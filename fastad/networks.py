@@ -5,12 +5,14 @@ for objectives that need one, which does not.
 Use: `build("mnist-lenet", (28, 28, 1), output_width=1, seed=1)`.
 """
 
+import itertools
 import math
 from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from fastad.errors import FastadError, unknown
 from fastad.seeds import sub_seed
@@ -45,18 +47,31 @@ class Network(NamedTuple):
 
 def mnist_lenet(shape_hwc: tuple[int, int, int]) -> nn.Module:
     """The LeNet of the paper's MNIST experiments (Appendix F): channels 16-32, fully connected 1568 → 64 → 32."""
-    if shape_hwc != (28, 28, 1):
-        raise FastadError(
-            f"mnist-lenet takes images of 28×28×1, found {'×'.join(map(str, shape_hwc))}: choose another set"
-        )
+    _check_shape("mnist-lenet", shape_hwc, (28, 28, 1))
+    return _lenet((1, 16, 32), 32 * 7 * 7, 64, 32)
+
+
+def cifar_lenet(shape_hwc: tuple[int, int, int]) -> nn.Module:
+    """The LeNet of its CIFAR-10 experiments (Appendix F): channels 32-64-128, fully connected 2048 → 512 → 256."""
+    _check_shape("cifar-lenet", shape_hwc, (32, 32, 3))
+    return _lenet((3, 32, 64, 128), 128 * 4 * 4, 512, 256)
+
+
+def _check_shape(name: str, found: tuple[int, int, int], taken: tuple[int, int, int]) -> None:
+    if found != taken:
+        takes, has = ("×".join(map(str, shape)) for shape in (taken, found))
+        raise FastadError(f"{name} takes images of {takes}, found {has}: choose another set or network")
+
+
+def _lenet(channels: tuple[int, ...], flat: int, hidden: int, width: int) -> nn.Module:
+    convolutions = itertools.chain.from_iterable(itertools.starmap(_convolution, itertools.pairwise(channels)))
     return nn.Sequential(
-        *_convolution(1, 16),
-        *_convolution(16, 32),
+        *convolutions,
         nn.Flatten(),
-        nn.Linear(32 * 7 * 7, 64),
-        nn.BatchNorm1d(64, eps=1e-4),
+        nn.Linear(flat, hidden),
+        nn.BatchNorm1d(hidden, eps=1e-4),
         nn.LeakyReLU(LEAKY_SLOPE),
-        nn.Linear(64, 32),
+        nn.Linear(hidden, width),
     )
 
 
@@ -77,7 +92,111 @@ def _initialise_lenet(body: nn.Module) -> None:
     nn.init.xavier_normal_(weighted[-1].weight)
 
 
-NETWORKS = {"mnist-lenet": Network(mnist_lenet, 32, _initialise_lenet)}
+def resnet18_cbam(shape_hwc: tuple[int, int, int]) -> nn.Module:
+    """The "WideResNet" of the paper's ImageNet experiments (Appendix F.2; Hendrycks et al. 2019b): ResNet-18 with CBAM
+    (Woo et al. 2018) after each block's second batch norm, fully connected 512 → 256. Convolutions have no bias."""
+    height, width, channels = shape_hwc
+    if channels != 3 or min(height, width) < 32:
+        raise FastadError(
+            f"resnet18-cbam takes colour images of 32 px or more, found {height}×{width}×{channels}: choose another "
+            "set or network"
+        )
+    blocks = [
+        _Block(channels_in, channels_out, stride)
+        for channels_in, channels_out, first_stride in ((64, 64, 1), (64, 128, 2), (128, 256, 2), (256, 512, 2))
+        for channels_in, stride in ((channels_in, first_stride), (channels_out, 1))
+    ]
+    return nn.Sequential(
+        nn.Conv2d(3, 64, kernel_size=7, stride=2, padding=3, bias=False),
+        nn.BatchNorm2d(64),
+        nn.ReLU(),
+        nn.MaxPool2d(3, stride=2, padding=1),
+        *blocks,
+        _MeanPool(),
+        nn.Linear(512, 256),
+    )
+
+
+class _MeanPool(nn.Module):
+    """[B, C, H, W] → [B, C]. As a mean, and below as amax: the compiler fuses these, and no pooling of such windows."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.mean((2, 3))
+
+
+class _Block(nn.Module):
+    """ResNet's basic block (He et al. 2016) with CBAM."""
+
+    def __init__(self, channels_in: int, channels_out: int, stride: int) -> None:
+        super().__init__()
+        self.convolutions = nn.Sequential(
+            nn.Conv2d(channels_in, channels_out, 3, stride=stride, padding=1, bias=False),
+            nn.BatchNorm2d(channels_out),
+            nn.ReLU(),
+            nn.Conv2d(channels_out, channels_out, 3, padding=1, bias=False),
+            nn.BatchNorm2d(channels_out),
+        )
+        self.gates = nn.Sequential(_ChannelGate(channels_out), _SpatialGate())
+        self.shortcut = (
+            nn.Identity()
+            if stride == 1 and channels_in == channels_out
+            else nn.Sequential(
+                nn.Conv2d(channels_in, channels_out, 1, stride=stride, bias=False), nn.BatchNorm2d(channels_out)
+            )
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.gates(self.convolutions(x)) + self.shortcut(x))
+
+
+class _ChannelGate(nn.Module):
+    """CBAM's gate of channels: one perceptron for their means and their maxima (Woo et al. 2018, equation 2)."""
+
+    def __init__(self, channels: int, reduction: int = 16) -> None:
+        super().__init__()
+        self.perceptron = nn.Sequential(
+            nn.Linear(channels, channels // reduction), nn.ReLU(), nn.Linear(channels // reduction, channels)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate = self.perceptron(x.mean((2, 3))) + self.perceptron(x.amax((2, 3)))
+        return x * torch.sigmoid(gate)[:, :, None, None]
+
+
+class _SpatialGate(nn.Module):
+    """CBAM's gate of places: a convolution of the maximum and the mean over channels (Woo et al. 2018, equation 3)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convolution = nn.Conv2d(2, 1, 7, padding=3, bias=False)
+        self.norm = nn.BatchNorm2d(1, eps=1e-5, momentum=0.01)
+
+    def forward(self, x: Tensor) -> Tensor:
+        pooled = torch.cat((x.amax(1, keepdim=True), x.mean(1, keepdim=True)), dim=1)
+        return x * torch.sigmoid(self.norm(self.convolution(pooled)))
+
+
+def _initialise_resnet(body: nn.Module) -> None:
+    """Convolutions Kaiming-normal by fan-out, those of shortcuts PyTorch's default, as are the gates' perceptrons; the
+    last layer Kaiming-normal by fan-in; biases 0, and the weight of the spatial gates' norms, which so begin half open.
+    """
+    shortcuts = {module for block in body.modules() if isinstance(block, _Block) for module in block.shortcut.modules()}
+    for module in body.modules():
+        if isinstance(module, nn.Conv2d) and module not in shortcuts:
+            nn.init.kaiming_normal_(module.weight, mode="fan_out")
+        if isinstance(module, _SpatialGate):
+            nn.init.zeros_(module.norm.weight)
+        if isinstance(module, nn.Linear):
+            nn.init.zeros_(module.bias)
+    last = [module for module in body.modules() if isinstance(module, nn.Linear)][-1]
+    nn.init.kaiming_normal_(last.weight)
+
+
+NETWORKS = {
+    "mnist-lenet": Network(mnist_lenet, 32, _initialise_lenet),
+    "cifar-lenet": Network(cifar_lenet, 256, _initialise_lenet),
+    "resnet18-cbam": Network(resnet18_cbam, 256, _initialise_resnet),
+}
 
 
 def build(network: str, shape_hwc: tuple[int, int, int], output_width: int | None, seed: int) -> Detector:

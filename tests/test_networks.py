@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from fastad.errors import FastadError
-from fastad.networks import Detector, build, parameter_count
+from fastad.networks import NETWORKS, Detector, build, parameter_count
 
 SHAPE = (28, 28, 1)
 
@@ -84,7 +84,74 @@ def test_a_seed_gives_the_same_body_under_every_head_and_leaves_global_state_alo
 
 
 def test_other_images_and_unknown_networks_are_said() -> None:
-    with pytest.raises(FastadError, match="mnist-lenet takes images of 28×28×1, found 32×32×3"):
+    with pytest.raises(FastadError, match="mnist-lenet takes images of 28×28×1, found 32×32×3: choose another"):
         build("mnist-lenet", (32, 32, 3), None, seed=1)
     with pytest.raises(FastadError, match="unknown network 'lenet': did you mean mnist-lenet"):
         build("lenet", SHAPE, None, seed=1)
+    with pytest.raises(FastadError, match="resnet18-cbam takes colour images of 32 px or more, found 28×28×1"):
+        build("resnet18-cbam", SHAPE, None, seed=1)
+
+
+def test_parameter_count_of_the_cifar_lenet() -> None:
+    convolutions = sum(25 * one * other + other for one, other in ((3, 32), (32, 64), (64, 128)))
+    norms = 2 * (32 + 64 + 128 + 512)
+    linears = (2048 * 512 + 512) + (512 * 256 + 256)
+    assert parameter_count(build("cifar-lenet", (32, 32, 3), None, seed=1)) == convolutions + norms + linears
+
+
+def test_the_resnet_is_torchvisions_with_gates_that_begin_half_open() -> None:
+    """torchvision's ResNet-18 with the same weights gives the same numbers once every gate is a constant: channel gates
+    of perceptrons without weights halve, and so do spatial gates, whose norms begin at 0."""
+    from torchvision.models import resnet18
+
+    model = build("resnet18-cbam", (64, 64, 3), None, seed=1)
+    gates = [module for module in model.modules() if type(module).__name__ == "_ChannelGate"]
+    perceptrons = sum(2 * c * (c // 16) + c // 16 + c for c in (64, 128, 256, 512))
+    theirs = resnet18(num_classes=256)
+    assert parameter_count(model) == parameter_count(theirs) + 2 * perceptrons + 8 * (2 * 49 + 2)
+    for gate in gates:
+        for parameter in gate.parameters():
+            nn.init.zeros_(parameter)
+    ours = {name: value for name, value in model.state_dict().items() if "gates" not in name}
+    theirs.load_state_dict(dict(zip(theirs.state_dict(), _in_torchvisions_order(ours), strict=True)))
+    for block in [*theirs.layer1, *theirs.layer2, *theirs.layer3, *theirs.layer4]:
+        block.bn2.register_forward_hook(lambda _module, _inputs, output: output / 4)
+    images = torch.rand(4, 3, 64, 64)
+    torch.testing.assert_close(model(images), theirs(images), atol=1e-4, rtol=1e-3)
+
+
+def _in_torchvisions_order(state: dict[str, torch.Tensor]) -> list[torch.Tensor]:
+    """Convolution, norm, convolution, norm, shortcut: the same order but for names."""
+    return list(state.values())
+
+
+def test_initial_statistics_of_the_resnet() -> None:
+    model = build("resnet18-cbam", (64, 64, 3), 1, seed=2)
+    for block in [module for module in model.modules() if type(module).__name__ == "_Block"]:
+        first, second = block.convolutions[0], block.convolutions[3]
+        for convolution in (first, second):
+            expected = math.sqrt(2 / (9 * convolution.out_channels))
+            assert convolution.weight.std().item() == pytest.approx(expected, rel=0.02)
+            assert convolution.bias is None
+        for shortcut in layers(block.shortcut, nn.Conv2d):  # type: ignore[arg-type]
+            bound = 1 / math.sqrt(shortcut.in_channels)  # PyTorch's default
+            assert shortcut.weight.abs().max().item() <= bound  # type: ignore[union-attr,operator]
+        gate = block.gates[1]
+        assert gate.norm.weight.item() == 0
+        assert (gate.norm.eps, gate.norm.momentum) == (1e-5, 0.01)
+        assert gate.convolution.weight.std().item() == pytest.approx(math.sqrt(2 / 49), rel=0.4)
+        assert not any(linear.bias.any() for linear in layers(block.gates, nn.Linear))  # type: ignore[arg-type,union-attr,operator]
+    last = model.body[-1]  # type: ignore[index]
+    assert last.weight.std().item() == pytest.approx(math.sqrt(2 / 512), rel=0.02)
+    assert not last.bias.any()
+
+
+@pytest.mark.parametrize("name", ["cifar-lenet", "resnet18-cbam"])
+def test_colour_networks_learn_from_every_parameter(name: str) -> None:
+    model = build(name, (32, 32, 3), None, seed=1)
+    images = torch.rand(8, 3, 32, 32).to(memory_format=torch.channels_last)
+    found = model(images)
+    assert found.shape == (8, NETWORKS[name].representation_width)
+    found.square().sum().backward()
+    still = [key for key, parameter in model.named_parameters() if parameter.grad is None]
+    assert not still

@@ -77,7 +77,7 @@ def test_wrong_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(FastadError, match="unknown recipe 'fashion': did you mean fashion-mnist"):
         load("fashion")
     with pytest.raises(
-        FastadError, match=r"no recipe file nothing\.toml: give an existing \.toml file, or one of digits"
+        FastadError, match=r"no recipe file nothing\.toml: give an existing \.toml file, or one of cifar10, digits"
     ):
         load("nothing.toml")
     path = tmp_path / "mine.toml"
