@@ -191,16 +191,17 @@ def train(
 ) -> None:
     """Train and evaluate detectors; again to continue interrupted runs."""
     from fastad.progress import say
+    from fastad.ranks import joined, share
     from fastad.recipe import dump, load
     from fastad.run import choose_device
     from fastad.stage import local_home
     from fastad.train import stop_on_signals
     from fastad.train import train as train_all
 
-    resolved = load(recipe, set_ or ())
-    say(dump(resolved))
-    home = local_home(shards, resolved.data.sets)
-    with stop_on_signals() as stop:
+    with joined(), stop_on_signals() as stop:
+        resolved = load(recipe, set_ or ())
+        say(dump(resolved))
+        home = local_home(shards, resolved.data.sets)
         results = train_all(
             resolved,
             shards=home,
@@ -211,7 +212,8 @@ def train(
             seeds=seed or (1,),
             stop=stop,
         )
-    _print_results(results, as_json)
+        if share().rank == 0:
+            _print_results(results, as_json)
 
 
 @app.command("eval")

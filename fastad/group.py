@@ -17,6 +17,7 @@ from fastad.networks import Detector, build
 from fastad.objectives import Objective
 from fastad.pipeline import Batch
 from fastad.progress import say
+from fastad.ranks import average, over_whole_batches, share
 from fastad.recipe import OptimSpec, Recipe
 
 # On two cores compiling takes up to 20 s and saves 3.4 of 50 ms a step of the MNIST LeNet (README, Development).
@@ -53,13 +54,15 @@ class Member:
 
 
 def step(members: Iterable[Member], batch: Batch) -> None:
-    """One optimisation step of every member on one batch; the host does not wait for the device."""
+    """One optimisation step of every member on one batch, or on this rank's share of it; the host does not wait for the
+    device."""
     for member in members:
         loss = member.loss(batch.images, batch.target)
         loss.backward()
+        mean_loss = average(member.model.parameters(), loss.detach())
         member.optimizer.step()
         member.optimizer.zero_grad()
-        member.loss_sum += loss.detach()
+        member.loss_sum += mean_loss
 
 
 def set_learning_rate(member: Member, optim: OptimSpec, epoch: int) -> float:
@@ -85,6 +88,7 @@ class Workbench:
         """A member with the seed's fresh parameters; it is the only valid one of its objective until the next call."""
         fresh = build(self.recipe.network, self.shape_hwc, objective.output_width, seed)
         if objective.name not in self._models:
+            over_whole_batches(fresh)
             fresh.autocast_dtype = torch.bfloat16 if self.precision == "bfloat16" else None
             self._models[objective.name] = fresh.to(self.device)
         else:
@@ -110,7 +114,7 @@ class Workbench:
 
     def _loss(self, model: Detector, objective: Objective, compiled: bool) -> Loss:
         """Batch → mean loss. An objective without OE sees the nominal images only, in a batch of their own."""
-        seen = None if objective.uses_oe else self.recipe.data.batch_nominal
+        seen = None if objective.uses_oe else self.recipe.data.batch_nominal // share().ranks
 
         def loss(images: Tensor, target: Tensor) -> Tensor:
             return objective.loss(model(images[:seen]), target[:seen]).mean()

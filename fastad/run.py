@@ -22,6 +22,7 @@ from fastad.errors import FastadError
 from fastad.files import write_bytes, write_json, write_text
 from fastad.objectives import OBJECTIVES
 from fastad.progress import say
+from fastad.ranks import gpu
 from fastad.recipe import Recipe, dump, load
 
 
@@ -191,7 +192,7 @@ def choose_device(asked: str) -> torch.device:
         why = "" if asked == "cpu" else ": no CUDA GPU found"
         say(f"device: CPU, {torch.get_num_threads()} threads, for training and DALI{why}")
         return torch.device("cpu")
-    device = torch.device("cuda", torch.cuda.current_device())
+    device = gpu()
     say(f"device: {torch.cuda.get_device_name(device)}, for training and DALI")
     return device
 

@@ -18,6 +18,7 @@ from fastad.manifest import Manifest, open_set
 from fastad.pipeline import Source, out_hw
 from fastad.plan import Plan, Stream
 from fastad.progress import say
+from fastad.ranks import processes_here
 from fastad.reader import ShardReader
 from fastad.recipe import Recipe
 from fastad.resident import Held, bytes_held, hold
@@ -180,7 +181,7 @@ def _source(
 
 
 def free_bytes(device: torch.device) -> int:
-    """The memory that is free on the device."""
+    """The memory that is free on the device, for each of the processes that share it."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // processes_here()

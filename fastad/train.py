@@ -30,6 +30,7 @@ from fastad.objectives import Objective, find
 from fastad.pipeline import evaluation_batches, train_batches
 from fastad.plan import Plan
 from fastad.progress import progress, say
+from fastad.ranks import Agreed, of_all, of_first, share
 from fastad.recipe import Recipe
 from fastad.run import Run, RunResult, environment, open_run, read_result, save_tensors, write_result
 from fastad.sets import Sets, make_plan, one_vs_rest, open_sets, testing_source, training_sources
@@ -52,13 +53,15 @@ class Stop:
 
 @contextmanager
 def stop_on_signals() -> Iterator[Stop]:
-    """While it lasts, the first SIGINT or SIGTERM only sets the `Stop` it yields; a second one acts at once."""
+    """While it lasts, the first SIGINT or SIGTERM only sets the `Stop` it yields; a second one acts at once, but where
+    there are several processes: their launcher sends a signal again that they may have already."""
     stop = Stop()
     previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def ask(number: int, frame: FrameType | None) -> None:
         stop.signal_number = number
-        signal.signal(number, signal.SIG_DFL)
+        if share().ranks == 1:
+            signal.signal(number, signal.SIG_DFL)
 
     try:
         for number in previous:
@@ -83,7 +86,8 @@ def train(
     """Trains and evaluates every class × objective × seed; finished runs are left alone, unfinished ones go on.
 
     `classes` empty means every class of the nominal set, `objectives` empty the recipe's. Raises `FastadError` for what
-    the user can mend, before anything is written, and `Interrupted` once `stop()` is not 0.
+    the user can mend, before anything is written, and `Interrupted` once `stop()` is not 0. Where there are several
+    processes each takes its share of the batches; the first alone reads and writes run folders, and evaluates.
     """
     sets = open_sets(recipe, shards)
     workbench = Workbench(recipe, sets.shape_hwc, device)
@@ -94,28 +98,39 @@ def train(
     tasks = list(itertools.product(dict.fromkeys(seeds), dict.fromkeys(classes or sets.nominal.manifest.classes)))
     for seed, class_name in tasks:
         one_vs_rest(sets, class_name)
-        make_plan(recipe, sets, class_name, seed, uses_oe)
-    runs_of = [
-        [(open_run(out, recipe, class_name, objective.name, seed), objective) for objective in wanted]
-        for seed, class_name in tasks
-    ]
+        make_plan(recipe, sets, class_name, seed, uses_oe).check_share(share())
+    runs_of = of_first(_open_runs, out, recipe, tasks, wanted)
+    stop = Agreed(stop)
 
     results: dict[Path, RunResult] = {}
     for number, ((seed, class_name), runs) in enumerate(zip(tasks, runs_of, strict=True), start=1):
         label = f"[{number}/{len(tasks)}] {class_name} seed {seed}"
-        finished = {run.folder: result for run, _ in runs if (result := read_result(run))}
+        finished = of_first(_finished, runs)
         results |= finished
         if len(finished) == len(runs):
             say(f"{label}: done already")
             continue
-        due = [(run, objective) for run, objective in runs if run.folder not in finished]
+        due = [pair for pair in zip(runs, wanted, strict=True) if pair[0].folder not in finished]
         # Made again rather than kept: with all of ImageNet-22K as OE, one plan holds 0.1 GB of rows.
         plan = make_plan(recipe, sets, class_name, seed, uses_oe)
         for group in _groups(workbench, sets, plan, due):
             faults = Faults()
             _train_group(workbench, sets, plan, group, faults, label, stop)
-            results |= _evaluate_group(workbench, sets, plan, group, faults)
-    return [results[run.folder] for runs in runs_of for run, _ in runs]
+            _join_faults(faults)
+            results |= of_first(_evaluate_group, workbench, sets, plan, group, faults)
+    return [results[run.folder] for runs in runs_of for run in runs]
+
+
+def _open_runs(out: Path, recipe: Recipe, tasks: list[tuple[int, str]], wanted: list[Objective]) -> list[list[Run]]:
+    """For every task the runs of all objectives."""
+    return [
+        [open_run(out, recipe, class_name, objective.name, seed) for objective in wanted] for seed, class_name in tasks
+    ]
+
+
+def _finished(runs: list[Run]) -> dict[Path, RunResult]:
+    """The results of those that are finished."""
+    return {run.folder: result for run in runs if (result := read_result(run))}
 
 
 @dataclass(eq=False)
@@ -135,7 +150,7 @@ def _groups(
     """The runs that are due, as groups of equal progress, so that each group can share its batches."""
     trainings = []
     for run, objective in due:
-        saved = _read_checkpoint(run, sets, workbench.device)
+        saved = of_first(_read_checkpoint, run, sets)
         compiled = saved["member"]["compiled"] if saved else workbench.compiles(plan.steps)
         training = _Training(run, workbench.member(objective, run.seed, compiled), 0, 0.0, 0.0)
         if saved:
@@ -166,9 +181,11 @@ def _train_group(
         loader=recipe.loader,
         faults=faults,
         start_step=start,
+        share=share(),
         compiled=workbench.compiles(plan.steps),
     )
-    for training in group:
+    is_first = share().rank == 0
+    for training in group if is_first else ():
         _cut_log(training.run, start)
     names = " ".join(member.objective.name for member in members)
     stall_s, counted, counted_at = 0.0, start, time.perf_counter()
@@ -197,15 +214,26 @@ def _train_group(
                 training.stall_s += stall_s
             if ends_epoch:
                 images_per_s = (number + 1 - counted) * plan.batch_size / seconds
-                _log_epoch(group, epoch, losses, images_per_s, stall_s / seconds)
+                if is_first:
+                    _log_epoch(group, epoch, losses, images_per_s, stall_s / seconds)
                 advance(0, "loss " + ", ".join(f"{loss:.4f}" for loss in losses))
             if saves:
-                for training in group:
+                for training in group if is_first else ():
                     _write_checkpoint(training, sets)
                 saved_at = time.perf_counter()
             if asked:
+                of_all(number)  # none ends before the first has written
                 raise Interrupted(asked)
             stall_s, counted, counted_at = 0.0, number + 1, time.perf_counter()
+
+
+def _join_faults(faults: Faults) -> None:
+    """Takes up what other ranks found of images that cannot be decoded, and says it."""
+    for other in of_all(faults)[1:]:
+        for key in sorted(other.reasons.keys() - faults.reasons.keys()):
+            say(f"image {key} could not be decoded ({other.reasons[key]}); another stood in for it")
+        faults.stand_in = other.stand_in | faults.stand_in
+        faults.reasons = other.reasons | faults.reasons
 
 
 def _mean_losses(group: list[_Training], steps: int) -> list[float]:
@@ -285,7 +313,7 @@ def _evaluate_group(
             group_size=len(group),
             precision=workbench.precision,
             compiled=member.compiled,
-            environment=environment(workbench.device),
+            environment=environment(workbench.device) | {"processes": share().ranks},
         )
         write_result(run, results[run.folder])
         run.checkpoint.unlink(missing_ok=True)
@@ -303,12 +331,12 @@ def _write_checkpoint(training: _Training, sets: Sets) -> None:
     save_tensors(training.run.checkpoint, state)
 
 
-def _read_checkpoint(run: Run, sets: Sets, device: torch.device) -> dict[str, Any] | None:
+def _read_checkpoint(run: Run, sets: Sets) -> dict[str, Any] | None:
     """The checkpoint of a run that was interrupted, if there is one."""
     if not run.checkpoint.is_file():
         return None
     try:
-        saved: dict[str, Any] = torch.load(run.checkpoint, map_location=device, weights_only=True)
+        saved: dict[str, Any] = torch.load(run.checkpoint, map_location="cpu", weights_only=True)
         fingerprint = saved["fingerprint"]
     except (OSError, RuntimeError, EOFError, KeyError, pickle.UnpicklingError) as error:
         raise FastadError(f"{run.checkpoint} cannot be read: remove it to train this run anew") from error
