@@ -33,6 +33,7 @@ from fastad.progress import progress, say
 from fastad.recipe import Recipe
 from fastad.run import Run, RunResult, environment, open_run, read_result, save_tensors, write_result
 from fastad.sets import Sets, make_plan, one_vs_rest, open_sets, testing_source, training_sources
+from fastad.tune import Tuner
 
 
 def never() -> int:
@@ -100,6 +101,7 @@ def train(
         for seed, class_name in tasks
     ]
 
+    tuner = Tuner(recipe, device, runs=len(tasks))
     results: dict[Path, RunResult] = {}
     for number, ((seed, class_name), runs) in enumerate(zip(tasks, runs_of, strict=True), start=1):
         label = f"[{number}/{len(tasks)}] {class_name} seed {seed}"
@@ -113,7 +115,7 @@ def train(
         plan = make_plan(recipe, sets, class_name, seed, uses_oe)
         for group in _groups(workbench, sets, plan, due):
             faults = Faults()
-            _train_group(workbench, sets, plan, group, faults, label, stop)
+            _train_group(workbench, sets, plan, tuner, group, faults, label, stop)
             results |= _evaluate_group(workbench, sets, plan, group, faults)
     return [results[run.folder] for runs in runs_of for run, _ in runs]
 
@@ -151,6 +153,7 @@ def _train_group(
     workbench: Workbench,
     sets: Sets,
     plan: Plan,
+    tuner: Tuner,
     group: list[_Training],
     faults: Faults,
     label: str,
@@ -158,12 +161,13 @@ def _train_group(
 ) -> None:
     """Steps every member through the plan's batches; the host waits for the device at the end of an epoch only."""
     recipe, start, members = workbench.recipe, group[0].step, [training.member for training in group]
+    sources = training_sources(recipe, sets, plan, workbench.device, faults)
     batches = train_batches(
         plan,
-        training_sources(recipe, sets, plan, workbench.device, faults),
+        sources,
         recipe.augment,
         workbench.device,
-        loader=recipe.loader,
+        loader=tuner.loader(plan, sources),
         faults=faults,
         start_step=start,
         compiled=workbench.compiles(plan.steps),
