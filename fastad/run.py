@@ -73,8 +73,9 @@ class Interval(NamedTuple):
 class RunResult:
     """What came of a run. `metrics`: "auroc", "average_precision", "fpr95" as fractions. `seconds`: wall time by phase.
 
-    `stall_share`: the share of training time spent waiting for batches. `group_size`: objectives trained on the same
-    batches at once; `images_per_s` counts each image once.
+    `stall_share`: the share of training time spent waiting for batches, and `verdict` what that says (`fastad.verdict`;
+    empty in results older than it). `group_size`: objectives trained on the same batches at once; `images_per_s` counts
+    each image once.
     """
 
     recipe: str
@@ -90,6 +91,7 @@ class RunResult:
     precision: str
     compiled: bool
     environment: Mapping[str, Any]
+    verdict: str = ""
 
 
 def slug(name: str) -> str:

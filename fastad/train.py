@@ -34,6 +34,7 @@ from fastad.recipe import Recipe
 from fastad.run import Run, RunResult, environment, open_run, read_result, save_tensors, write_result
 from fastad.sets import Sets, make_plan, one_vs_rest, open_sets, testing_source, training_sources
 from fastad.tune import Tuner
+from fastad.verdict import Pace, Verdict, judge
 
 
 def never() -> int:
@@ -129,6 +130,7 @@ class _Training:
     step: int
     train_s: float
     stall_s: float
+    verdict: Verdict | None = None
 
 
 def _groups(
@@ -175,6 +177,7 @@ def _train_group(
     for training in group:
         _cut_log(training.run, start)
     names = " ".join(member.objective.name for member in members)
+    earlier_s, earlier_stall_s = group[0].train_s, group[0].stall_s
     stall_s, counted, counted_at = 0.0, start, time.perf_counter()
     saved_at = counted_at
     with progress(f"{label} {names}", plan.steps, unit="steps", done=start) as advance:
@@ -187,6 +190,9 @@ def _train_group(
             batch = next(batches)
             stall_s += time.perf_counter() - waiting_at
             step(members, batch)
+            if number == start:
+                earlier_s += time.perf_counter() - counted_at
+                earlier_stall_s += stall_s
             advance()
 
             asked, ends_epoch = stop(), place + 1 == plan.steps_per_epoch
@@ -202,7 +208,10 @@ def _train_group(
             if ends_epoch:
                 images_per_s = (number + 1 - counted) * plan.batch_size / seconds
                 _log_epoch(group, epoch, losses, images_per_s, stall_s / seconds)
-                advance(0, "loss " + ", ".join(f"{loss:.4f}" for loss in losses))
+                waiting = (
+                    f"{images_per_s:,.0f} images/s, {100 * stall_s / seconds:.1f} % of the time waiting for batches"
+                )
+                advance(0, f"loss {', '.join(f'{loss:.4f}' for loss in losses)}, {waiting}")
             if saves:
                 for training in group:
                     _write_checkpoint(training, sets)
@@ -210,6 +219,12 @@ def _train_group(
             if asked:
                 raise Interrupted(asked)
             stall_s, counted, counted_at = 0.0, number + 1, time.perf_counter()
+    if start < plan.steps:
+        pace = Pace(plan.steps - start - 1, group[0].train_s - earlier_s, group[0].stall_s - earlier_stall_s)
+        verdict = judge(members, batch, pace, sources)
+        say(f"{label} {names}: {verdict.line}")
+        for training in group:
+            training.verdict = verdict
 
 
 def _mean_losses(group: list[_Training], steps: int) -> list[float]:
@@ -261,6 +276,7 @@ def _evaluate_group(
         run, member, started = training.run, training.member, time.perf_counter()
         described = describe(sets.nominal.manifest, rows, target, score)
         metrics = measure(target, score)
+        verdict = training.verdict or Verdict(training.stall_s / training.train_s, "stopped after its last step")
         save_tensors(run.model, member.model.state_dict())
         write_scores(run, described)
         write_examples(run, sets.nominal, rows, described)
@@ -285,11 +301,12 @@ def _evaluate_group(
                 "measure": round(time.perf_counter() - started, 3),
             },
             images_per_s=round(plan.steps * plan.batch_size / training.train_s, 1),
-            stall_share=round(training.stall_s / training.train_s, 4),
+            stall_share=round(verdict.stall_share, 4),
             group_size=len(group),
             precision=workbench.precision,
             compiled=member.compiled,
             environment=environment(workbench.device),
+            verdict=verdict.line,
         )
         write_result(run, results[run.folder])
         run.checkpoint.unlink(missing_ok=True)

@@ -11,7 +11,7 @@ ORDER = (
     *("__init__", "errors", "seeds", "files", "progress", "workers", "tar", "encode", "card"),
     *("manifest", "listing", "in_place", "write", "shard", "reader", "verify", "synsets", "view", "inspect", "plan"),
     *("augment", "feed", "pixels", "ahead", "dali", "resident", "pipeline", "networks", "objectives", "recipe", "sets"),
-    *("run", "tune", "group", "evaluate", "train"),
+    *("run", "tune", "group", "verdict", "evaluate", "train"),
     *("tables", "figures", "page", "report", "quickstart", "bench", "bench_shard", "cli", "__main__"),
 )
 LIGHT = {"manifest", "synsets", "view", "plan", "augment", "reader", "shard", "verify", "inspect"}
