@@ -9,7 +9,7 @@ import itertools
 import warnings
 from collections import deque
 from collections.abc import Generator, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, NamedTuple, Self
 
 import numpy as np
@@ -26,20 +26,37 @@ from fastad.reader import ShardReader
 
 BAD_IMAGES = ("replace", "stop")
 
+# The settings that change the speed of decoding and nothing else, in the order in which they are tuned.
+TUNED = ("threads", "hw_decoder_load", "prefetch")
+
 # Batches that are read before DALI asks for them, besides those that it prefetches.
 READ_AHEAD = 4
 
 
 @dataclass(frozen=True, slots=True)
 class LoaderSpec:
-    """How images are read and decoded. `threads` 0: as many as PyTorch has; `prefetch`: batches that DALI makes ahead;
-    `hw_decoder_load`: the share of JPEGs that a GPU's hardware decoder gets. `bad_images`: "replace" takes the plan's
-    next image for one that cannot be decoded, "stop" does not go on."""
+    """How images are read and decoded. `threads` that decode; `prefetch`: batches that DALI makes ahead;
+    `hw_decoder_load`: the share of JPEGs that a GPU's hardware decoder gets. Those left as they are here, 0 or None,
+    are tuned where that pays (`fastad.tune`). `bad_images`: "replace" takes the plan's next image for one that cannot
+    be decoded, "stop" does not go on."""
 
     threads: int = 0
-    prefetch: int = 2
-    hw_decoder_load: float = 0.65
+    prefetch: int = 0
+    hw_decoder_load: float | None = None
     bad_images: str = "replace"
+
+    def left_open(self) -> list[str]:
+        """The settings that have no value."""
+        return [item.name for item in fields(self) if item.name in TUNED and getattr(self, item.name) == item.default]
+
+    def settled(self) -> "LoaderSpec":
+        """With values for what is left open: as many threads as PyTorch has, and DALI's own defaults."""
+        values: dict[str, Any] = {
+            "threads": torch.get_num_threads(),
+            "prefetch": 2,
+            "hw_decoder_load": 0.65,
+        }
+        return replace(self, **{name: values[name] for name in self.left_open()})
 
 
 @dataclass(eq=False)
@@ -187,6 +204,7 @@ def _graph(
     """
     from nvidia.dali import fn, pipeline_def, types
 
+    loader = loader.settled()
     on_gpu, encoded = device.type == "cuda", reader.is_encoded
     out_hw = first.geometry.out_hw
     resizes = bool(spec.resize_px) and reader.has_short_side_other_than(spec.resize_px)
@@ -195,7 +213,7 @@ def _graph(
 
     @pipeline_def(
         batch_size=len(first.wanted.rows),
-        num_threads=loader.threads or torch.get_num_threads(),
+        num_threads=loader.threads,
         device_id=torch.cuda.current_device() if on_gpu else None,
         prefetch_queue_depth=loader.prefetch,
         exec_dynamic=True,

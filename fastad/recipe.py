@@ -129,7 +129,7 @@ BOUNDS = {
     "augment.oe_blur_sigma_px": (0, math.inf),
     "augment.std": (1e-6, math.inf),
     "loader.threads": (0, math.inf),
-    "loader.prefetch": (1, math.inf),
+    "loader.prefetch": (0, math.inf),
     "loader.hw_decoder_load": (0, 1),
     "train.checkpoint_every_s": (0, math.inf),
 }

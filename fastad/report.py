@@ -18,6 +18,7 @@ import rich.table
 from rich import box
 from rich.text import Text
 
+from fastad.dali import LoaderSpec
 from fastad.errors import FastadError
 from fastad.evaluate import METRICS
 from fastad.files import write_text
@@ -94,7 +95,7 @@ def _check_one_experiment(runs: Sequence[Run]) -> None:
 
 def _experiment(recipe: Recipe) -> Recipe:
     """What of a recipe bears on its scores, whichever objectives it lists and however the work was executed."""
-    return dataclasses.replace(recipe, objectives=(), train=TrainSpec())
+    return dataclasses.replace(recipe, objectives=(), loader=LoaderSpec(), train=TrainSpec())
 
 
 def results_table(results: Sequence[RunResult]) -> rich.table.Table:

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from fastad.dali import LoaderSpec
 from fastad.errors import FastadError
 from fastad.files import write_bytes, write_json, write_text
 from fastad.objectives import OBJECTIVES
@@ -73,8 +74,9 @@ class Interval(NamedTuple):
 class RunResult:
     """What came of a run. `metrics`: "auroc", "average_precision", "fpr95" as fractions. `seconds`: wall time by phase.
 
-    `stall_share`: the share of training time spent waiting for batches. `group_size`: objectives trained on the same
-    batches at once; `images_per_s` counts each image once.
+    `stall_share`: the share of training time spent waiting for batches, and `verdict` what that says (`fastad.verdict`;
+    empty in results older than it). `group_size`: objectives trained on the same batches at once; `images_per_s` counts
+    each image once.
     """
 
     recipe: str
@@ -90,6 +92,7 @@ class RunResult:
     precision: str
     compiled: bool
     environment: Mapping[str, Any]
+    verdict: str = ""
 
 
 def slug(name: str) -> str:
@@ -119,8 +122,10 @@ def open_run(out: Path, recipe: Recipe, class_name: str, objective: str, seed: i
 
 
 def _defining(recipe: Recipe) -> Recipe:
-    """The recipe without what changes no run: the objectives that it lists, and how often a checkpoint is written."""
-    return replace(recipe, objectives=(), train=replace(recipe.train, checkpoint_every_s=0.0))
+    """The recipe without what changes no run: the objectives that it lists, how fast images are decoded, and how often
+    a checkpoint is written."""
+    loader = LoaderSpec(bad_images=recipe.loader.bad_images)
+    return replace(recipe, objectives=(), loader=loader, train=replace(recipe.train, checkpoint_every_s=0.0))
 
 
 def find_runs(folders: Iterable[Path]) -> list[Run]:

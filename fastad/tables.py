@@ -230,6 +230,7 @@ def cost_table(groups: Groups) -> Table:
             *(f"{np.median([result.seconds.get(phase, 0) for result in results]):,.1f}" for phase in phases),
             f"{np.median([result.images_per_s for result in results]):,.0f}",
             percent(float(np.median([result.stall_share for result in results]))),
+            ", ".join(distinct(result.verdict.partition(":")[0] or "–" for result in results)),
             ", ".join(map(str, distinct(result.group_size for result in results))),
             ", ".join(distinct(f"{result.precision}{', compiled' if result.compiled else ''}" for result in results)),
         ]
@@ -240,6 +241,7 @@ def cost_table(groups: Groups) -> Table:
         *(f"{phase}, s" for phase in phases),
         "images/s",
         "waiting, %",
+        "verdict",
         "trained at once",
         "precision",
     )

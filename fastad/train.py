@@ -34,6 +34,8 @@ from fastad.ranks import Agreed, of_all, of_first, share
 from fastad.recipe import Recipe
 from fastad.run import Run, RunResult, environment, open_run, read_result, save_tensors, write_result
 from fastad.sets import Sets, make_plan, one_vs_rest, open_sets, testing_source, training_sources
+from fastad.tune import Tuner
+from fastad.verdict import Pace, Verdict, judge
 
 
 def never() -> int:
@@ -102,6 +104,7 @@ def train(
     runs_of = of_first(_open_runs, out, recipe, tasks, wanted)
     stop = Agreed(stop)
 
+    tuner = Tuner(recipe, device, runs=len(tasks))
     results: dict[Path, RunResult] = {}
     for number, ((seed, class_name), runs) in enumerate(zip(tasks, runs_of, strict=True), start=1):
         label = f"[{number}/{len(tasks)}] {class_name} seed {seed}"
@@ -115,7 +118,7 @@ def train(
         plan = make_plan(recipe, sets, class_name, seed, uses_oe)
         for group in _groups(workbench, sets, plan, due):
             faults = Faults()
-            _train_group(workbench, sets, plan, group, faults, label, stop)
+            _train_group(workbench, sets, plan, tuner, group, faults, label, stop)
             _join_faults(faults)
             results |= of_first(_evaluate_group, workbench, sets, plan, group, faults)
     return [results[run.folder] for runs in runs_of for run in runs]
@@ -142,6 +145,7 @@ class _Training:
     step: int
     train_s: float
     stall_s: float
+    verdict: Verdict | None = None
 
 
 def _groups(
@@ -166,6 +170,7 @@ def _train_group(
     workbench: Workbench,
     sets: Sets,
     plan: Plan,
+    tuner: Tuner,
     group: list[_Training],
     faults: Faults,
     label: str,
@@ -173,12 +178,13 @@ def _train_group(
 ) -> None:
     """Steps every member through the plan's batches; the host waits for the device at the end of an epoch only."""
     recipe, start, members = workbench.recipe, group[0].step, [training.member for training in group]
+    sources = training_sources(recipe, sets, plan, workbench.device, faults)
     batches = train_batches(
         plan,
-        training_sources(recipe, sets, plan, workbench.device, faults),
+        sources,
         recipe.augment,
         workbench.device,
-        loader=recipe.loader,
+        loader=tuner.loader(plan, sources),
         faults=faults,
         start_step=start,
         share=share(),
@@ -188,6 +194,7 @@ def _train_group(
     for training in group if is_first else ():
         _cut_log(training.run, start)
     names = " ".join(member.objective.name for member in members)
+    earlier_s, earlier_stall_s = group[0].train_s, group[0].stall_s
     stall_s, counted, counted_at = 0.0, start, time.perf_counter()
     saved_at = counted_at
     with progress(f"{label} {names}", plan.steps, unit="steps", done=start) as advance:
@@ -200,6 +207,9 @@ def _train_group(
             batch = next(batches)
             stall_s += time.perf_counter() - waiting_at
             step(members, batch)
+            if number == start:
+                earlier_s += time.perf_counter() - counted_at
+                earlier_stall_s += stall_s
             advance()
 
             asked, ends_epoch = stop(), place + 1 == plan.steps_per_epoch
@@ -216,7 +226,10 @@ def _train_group(
                 images_per_s = (number + 1 - counted) * plan.batch_size / seconds
                 if is_first:
                     _log_epoch(group, epoch, losses, images_per_s, stall_s / seconds)
-                advance(0, "loss " + ", ".join(f"{loss:.4f}" for loss in losses))
+                waiting = (
+                    f"{images_per_s:,.0f} images/s, {100 * stall_s / seconds:.1f} % of the time waiting for batches"
+                )
+                advance(0, f"loss {', '.join(f'{loss:.4f}' for loss in losses)}, {waiting}")
             if saves:
                 for training in group if is_first else ():
                     _write_checkpoint(training, sets)
@@ -225,6 +238,12 @@ def _train_group(
                 of_all(number)  # none ends before the first has written
                 raise Interrupted(asked)
             stall_s, counted, counted_at = 0.0, number + 1, time.perf_counter()
+    if start < plan.steps:
+        pace = Pace(plan.steps - start - 1, group[0].train_s - earlier_s, group[0].stall_s - earlier_stall_s)
+        verdict = judge(members, batch, pace, sources)
+        say(f"{label} {names}: {verdict.line}")
+        for training in group:
+            training.verdict = verdict
 
 
 def _join_faults(faults: Faults) -> None:
@@ -285,6 +304,7 @@ def _evaluate_group(
         run, member, started = training.run, training.member, time.perf_counter()
         described = describe(sets.nominal.manifest, rows, target, score)
         metrics = measure(target, score)
+        verdict = training.verdict or Verdict(training.stall_s / training.train_s, "stopped after its last step")
         save_tensors(run.model, member.model.state_dict())
         write_scores(run, described)
         write_examples(run, sets.nominal, rows, described)
@@ -309,11 +329,12 @@ def _evaluate_group(
                 "measure": round(time.perf_counter() - started, 3),
             },
             images_per_s=round(plan.steps * plan.batch_size / training.train_s, 1),
-            stall_share=round(training.stall_s / training.train_s, 4),
+            stall_share=round(verdict.stall_share, 4),
             group_size=len(group),
             precision=workbench.precision,
             compiled=member.compiled,
-            environment=environment(workbench.device) | {"processes": share().ranks},
+            environment=environment(workbench.device),
+            verdict=verdict.line,
         )
         write_result(run, results[run.folder])
         run.checkpoint.unlink(missing_ok=True)

@@ -42,6 +42,9 @@ def test_overrides_reach_every_field(recipe: Recipe) -> None:
     assert load("digits", ["data.oe=none"]).data.oe == ()
     assert load("digits", ["augment.std=0.5"]).augment.std == (0.5,)
     assert load("digits", ["objectives=bce"]).objectives == ("bce",)
+    loader = load("digits", ["loader.threads=4", "loader.hw_decoder_load=0"]).loader
+    assert (loader.threads, loader.prefetch, loader.hw_decoder_load) == (4, 0, 0.0)
+    assert load("digits", ["loader.hw_decoder_load=none"]) == load("digits")
     assert load("digits").data.oe_exclude_synsets == ("imagenet1k",)
     assert load("digits", ["data.oe_exclude_synsets=imagenet30"]).data.oe_exclude_synsets == ("imagenet30",)
     assert load("digits", ["data.oe_exclude_synsets=[]"]).data.oe_exclude_synsets == ()
@@ -95,7 +98,8 @@ def test_wrong_files_are_named(tmp_path: Path) -> None:
 def test_a_written_recipe_names_every_field_that_is_set(recipe: Recipe) -> None:
     text = dump(replace(recipe, name='with "quotes" and \\'))
     for key in known_keys():
-        if key not in ("data.oe_size", "data.oe_classes", "data.oe_exclude_duplicates_of"):
+        none = ("data.oe_size", "data.oe_classes", "data.oe_exclude_duplicates_of", "loader.hw_decoder_load")
+        if key not in none:
             assert f"\n{key.rpartition('.')[2]} = " in "\n" + text
     import tomllib
 

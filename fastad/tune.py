@@ -1,0 +1,204 @@
+"""How a machine decodes a recipe's images fastest: threads, the hardware decoder's share, batches made ahead.
+
+Owns the measuring, when it pays, and the cache of what was found; the settings are `fastad.dali`'s and change no score.
+Use: `loader = Tuner(recipe, device, runs=30).loader(plan, sources)`.
+"""
+
+import hashlib
+import itertools
+import json
+import os
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fastad.dali import TUNED, Faults, LoaderSpec, dali_crops
+from fastad.errors import FastadError
+from fastad.feed import planned
+from fastad.files import locked, write_json
+from fastad.pipeline import Source
+from fastad.plan import WHOLE_BATCH, Plan, Stream
+from fastad.progress import say
+from fastad.recipe import Recipe
+from fastad.run import environment
+
+SECONDS_A_SETTING = 1.0
+ENDLESS_EPOCHS = 1_000_000
+
+# Tuning may take this share of the time that decoding takes without it. For fewer images than these it never keeps to
+# that: it took 8.6 s on two busy cores, where they were decoded in 80 s (README, Development).
+MOST_SHARE = 0.05
+FROM_IMAGES = 100_000
+
+# Of settings whose rates differ by less than this, the first is chosen; on two busy cores one setting's own rates lay 1
+# to 12 % apart.
+NOISE = 0.05
+
+WORDS = {"threads": "threads", "hw_decoder_load": "hardware decode share", "prefetch": "prefetch"}
+
+Decoded = Sequence[tuple[Stream, Source]]
+
+
+class Tuner:
+    """Chooses the loader settings of a command's `runs`, once: for the first of them for which DALI decodes."""
+
+    def __init__(self, recipe: Recipe, device: torch.device, *, runs: int) -> None:
+        self.recipe = recipe
+        self.device = device
+        self.runs = runs
+        self._chosen: LoaderSpec | None = None
+
+    def loader(self, plan: Plan, sources: Sequence[Source]) -> LoaderSpec:
+        """The settings for a plan's batches: the recipe's, else those found on this machine, now or earlier."""
+        streams = zip(plan.streams, sources, strict=True)
+        decoded = [(stream, source) for stream, source in streams if source.held is None and source.reader.is_encoded]
+        if not decoded:
+            return self.recipe.loader
+        if self._chosen is None:
+            self._chosen = _choose(self.recipe, plan, decoded, self.device, self.runs)
+        return self._chosen
+
+
+def cache_home() -> Path:
+    """Where findings about a machine are kept: `$FASTAD_CACHE`, else ~/.cache/fastad."""
+    return Path(os.environ.get("FASTAD_CACHE") or Path.home() / ".cache" / "fastad")
+
+
+def _choose(recipe: Recipe, plan: Plan, decoded: Decoded, device: torch.device, runs: int) -> LoaderSpec:
+    given, machine = recipe.loader, _machine(device)
+    values = {name: _values(name, machine["cores"]) for name in given.left_open()}
+    if device.type == "cpu":
+        values.pop("hw_decoder_load", None)
+    key = machine | _work(recipe, decoded) | {"given": {name: getattr(given, name) for name in TUNED}}
+    path = cache_home() / f"loader-{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]}.json"
+    found, why = _kept(path, key, values), f"cached in {path}"
+    if values and found is None:
+        images = runs * plan.steps * sum(stream.batch for stream, _ in decoded)
+        found, rates = _sweep(recipe, plan, decoded, device, values, images)
+        why = "too few images to tune for"
+        if found:
+            why = f"tuned now: {rates[-1]['images_per_s']:,.0f} images/s decoded alone"
+            _keep(path, {"key": key, "loader": found, "rates": rates})
+    chosen = replace(given.settled(), **(found or {}))
+    names = [name for name in TUNED if name != "hw_decoder_load" or device.type == "cuda"]
+    settings = ", ".join(
+        f"{WORDS[name]} {getattr(chosen, name)}{'' if name in values else ' (the recipe’s)'}" for name in names
+    )
+    say(f"loader: {settings}{f'; {why}' if values else ''}")
+    return chosen
+
+
+def _machine(device: torch.device) -> dict[str, Any]:
+    """What decodes; of several ranks on a machine, whose number torchrun tells, each has its part of the cores."""
+    found = environment(device)
+    return {
+        "processor": found["processor"],
+        "cores": max(1, found["cores"] // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))),
+        "device": found["device"],
+        "dali": [version for name, version in found["packages"].items() if name.startswith("nvidia-dali")],
+    }
+
+
+def _work(recipe: Recipe, decoded: Decoded) -> dict[str, Any]:
+    """What is decoded: the sets, how many images of each stand in a batch, and what is made of their sizes."""
+    spec = recipe.augment
+    return {
+        "sets": [[source.reader.manifest.fingerprint, stream.batch] for stream, source in decoded],
+        "px": [spec.resize_px, spec.crop_px, spec.crop_padding_px],
+    }
+
+
+def _values(name: str, cores: int) -> list[Any]:
+    """The values that are tried for a setting, the preferred ones first."""
+    if name == "threads":
+        return sorted({cores, *(2**power for power in range(cores.bit_length()))})
+    # DALI's default comes first of the shares, and of two batches ahead fewer would leave it idle between requests.
+    return [0.65, 0.5, 0.8, 1.0, 0.0] if name == "hw_decoder_load" else [2, 4]
+
+
+def _sweep(
+    recipe: Recipe,
+    plan: Plan,
+    decoded: Decoded,
+    device: torch.device,
+    values: Mapping[str, Sequence[Any]],
+    images: int,
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The settings found, one after another, and each rate measured, the chosen settings' last; no settings where that
+    does not pay for so many images."""
+    best, faults = recipe.loader.settled(), Faults()
+    if images < FROM_IMAGES:
+        return {}, []
+
+    def rate(loader: LoaderSpec) -> float:
+        return _images_per_s(recipe, plan, decoded, device, loader, faults)
+
+    # This also brings what the first batches are read from into memory, for all that are compared.
+    started, rate_untuned = time.perf_counter(), rate(best)
+    setting_s = max(SECONDS_A_SETTING, time.perf_counter() - started)
+    if sum(map(len, values.values())) * setting_s > MOST_SHARE * images / rate_untuned:
+        return {}, []
+    rates: dict[LoaderSpec, float] = {}
+    for name in (name for name in TUNED if name in values):
+        settings = [replace(best, **{name: value}) for value in values[name]]
+        rates |= {loader: rate(loader) for loader in settings if loader not in rates}
+        enough = max(rates[loader] for loader in settings) / (1 + NOISE)
+        best = next(loader for loader in settings if rates[loader] >= enough)
+    measured = [
+        {name: getattr(loader, name) for name in values} | {"images_per_s": round(found, 1)}
+        for loader, found in sorted(rates.items(), key=lambda item: item[0] == best)
+    ]
+    return {name: getattr(best, name) for name in values}, measured
+
+
+def _images_per_s(
+    recipe: Recipe, plan: Plan, decoded: Decoded, device: torch.device, loader: LoaderSpec, faults: Faults
+) -> float:
+    """How fast the plan's first batches are decoded, with the draws of its training; a short plan goes on beyond its
+    end."""
+    plan = replace(plan, epochs=ENDLESS_EPOCHS)
+    with ExitStack() as opened:
+        crops = []
+        for stream, source in decoded:
+            wanted = planned(plan, stream, recipe.augment, start_step=0, share=WHOLE_BATCH)
+            made = dali_crops(source.reader, wanted, recipe.augment, device, loader, faults)
+            crops.append(opened.enter_context(closing(made)))
+        batches = zip(*crops, strict=True)
+        # What was made ahead while nobody asked is not counted.
+        for _ in itertools.islice(batches, loader.prefetch + 1):
+            pass
+        images, started = 0, time.perf_counter()
+        for parts in batches:
+            images += sum(len(part.rows) for part in parts)
+            if time.perf_counter() - started >= SECONDS_A_SETTING:
+                break
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return images / (time.perf_counter() - started)
+
+
+def _kept(path: Path, key: Mapping[str, Any], values: Mapping[str, Sequence[Any]]) -> dict[str, Any] | None:
+    """The settings that were found earlier for the same key, None if there are none."""
+    if not values or not path.is_file():
+        return None
+    try:
+        found = json.loads(path.read_bytes())
+        if found["key"] == key and all(found["loader"][name] in values[name] for name in values):
+            return {name: found["loader"][name] for name in values}
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    say(f"{path} is damaged: its settings are not used")
+    return None
+
+
+def _keep(path: Path, found: Mapping[str, Any]) -> None:
+    try:
+        with locked(path.with_suffix(".lock"), f"another process is writing {path}"):
+            write_json(path, found)
+    except FastadError as error:
+        say(f"what was tuned is not kept: {error}")
