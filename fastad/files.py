@@ -1,7 +1,7 @@
 """Writing files so that a final name always holds a whole file.
 
 Owns temporary names, syncing, renaming, locks and positional reading, and the one-line messages for a disk that refuses
-and a file that was cut; knows no format.
+and a file that was cut; and where the cache is. Knows no format.
 Use: `with atomic(path) as file: file.write(...)`.
 """
 
@@ -114,6 +114,11 @@ def read_into(descriptor: int, array: np.ndarray, offset: int, path: str | bytes
         whole = False
     if not whole:
         raise FastadError(f"{os.fsdecode(path)} cannot be read to its end: restore it and run the same command again")
+
+
+def cache_home() -> Path:
+    """Where copies of remote sets and findings about this machine are kept: `$FASTAD_CACHE`, else ~/.cache/fastad."""
+    return Path(os.environ.get("FASTAD_CACHE") or Path.home() / ".cache" / "fastad")
 
 
 def append_line(path: Path, line: str) -> None:

@@ -26,7 +26,7 @@ import numpy as np
 
 from fastad.card import card
 from fastad.errors import FastadError
-from fastad.files import atomic, write_bytes, write_text
+from fastad.files import atomic, cache_home, write_bytes, write_text
 from fastad.manifest import COLUMNS, MANIFEST, SCHEMA_VERSION, Shard, shard_home
 from fastad.progress import progress, say
 from fastad.remote import Damaged, Remote, checked, connect, in_one_line, is_url, with_retries
@@ -84,8 +84,7 @@ def stage(url: str, home: Path | None = None) -> Path:
 def _cache(url: str) -> Path:
     """Where the cache keeps the sets that lie beside the one at `url`."""
     scheme, _, place = url.partition("://")
-    base = Path(os.environ.get("FASTAD_CACHE") or Path.home() / ".cache" / "fastad")
-    return base / scheme / place.rpartition("/")[0]
+    return cache_home() / scheme / place.rpartition("/")[0]
 
 
 def _manifest_bytes(remote: Remote, pauses_s: tuple[float, ...]) -> bytes:

@@ -20,7 +20,7 @@ import torch
 from fastad.dali import TUNED, Faults, LoaderSpec, dali_crops
 from fastad.errors import FastadError
 from fastad.feed import planned
-from fastad.files import locked, write_json
+from fastad.files import cache_home, locked, write_json
 from fastad.pipeline import Source
 from fastad.plan import WHOLE_BATCH, Plan, Stream
 from fastad.progress import say
@@ -62,11 +62,6 @@ class Tuner:
         if self._chosen is None:
             self._chosen = _choose(self.recipe, plan, decoded, self.device, self.runs)
         return self._chosen
-
-
-def cache_home() -> Path:
-    """Where findings about a machine are kept: `$FASTAD_CACHE`, else ~/.cache/fastad."""
-    return Path(os.environ.get("FASTAD_CACHE") or Path.home() / ".cache" / "fastad")
 
 
 def _choose(recipe: Recipe, plan: Plan, decoded: Decoded, device: torch.device, runs: int) -> LoaderSpec:
