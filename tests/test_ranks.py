@@ -1,17 +1,17 @@
 """Two processes train as one does: run as a script under torchrun, this file is what each of them does.
 
 Both compute the same sums in other orders, float32 on the CPU. Gradients of the first step and the statistics that it
-leaves agree to 1e-5 of a parameter's spread; after ten steps, whose differences Adam enlarges, scores to 2 % of theirs.
+leaves agree to 2e-5 of the largest of each kind; after ten steps, whose differences Adam enlarges, scores do to 2 %.
 """
 
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import distributed as dist
 from torch import nn
 
 from fastad.dali import Faults
@@ -35,8 +36,9 @@ from fastad.train import train
 
 CPU = torch.device("cpu")
 OBJECTIVES = ("hsc", "bce", "deep-svdd")
-# Two processes with as many threads as there are cores would wait for each other.
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
+# Two processes with as many threads as there are cores would wait for each other; and each would compile all of
+# PyTorch's Python anew, did none of them leave it behind.
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": ""}
 FASTAD = ("-m", "fastad", "train")
 PATIENCE_S = 180
 
@@ -48,12 +50,15 @@ def torchrun(*arguments: object) -> subprocess.CompletedProcess[str]:
     )
 
 
-def two_processes(*arguments: object) -> list[subprocess.Popen[str]]:
-    """What torchrun starts, without what it adds: each process's own exit code and messages."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-    common = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    return [
+@contextmanager
+def two_processes(*arguments: object) -> Iterator[list[subprocess.Popen[str]]]:
+    """What torchrun starts, without what it adds: each process's own exit code and messages. The store is kept here."""
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    common = {
+        **{"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port)},
+        **{"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0"},
+    }
+    processes = [
         subprocess.Popen(
             [sys.executable, *map(str, arguments)],
             env=ENVIRONMENT | common | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
@@ -63,6 +68,11 @@ def two_processes(*arguments: object) -> list[subprocess.Popen[str]]:
         )
         for rank in range(2)
     ]
+    try:
+        yield processes
+    finally:
+        for process in processes:
+            process.kill()
 
 
 def ends(processes: list[subprocess.Popen[str]]) -> tuple[list[int], list[str]]:
@@ -84,8 +94,7 @@ def steps(out: Path) -> set[int]:
 def assert_near(one: dict[str, np.ndarray], other: dict[str, np.ndarray], tolerance: float) -> None:
     assert one.keys() == other.keys()
     for name, values in one.items():
-        scale = np.ptp(values) if values.size > 1 else abs(values).max()
-        np.testing.assert_allclose(other[name], values, rtol=0, atol=tolerance * max(scale, 1e-3), err_msg=name)
+        np.testing.assert_allclose(other[name], values, rtol=0, atol=tolerance * abs(values).max(), err_msg=name)
 
 
 def batches_of(recipe: Recipe, home: Path) -> dict[str, np.ndarray]:
@@ -202,7 +211,13 @@ def test_gradients_and_running_statistics_are_those_of_the_whole_batch(tiny: Rec
     one, other = loaded(done, "first")
     for name, values in one.items():
         np.testing.assert_array_equal(values, other[name], err_msg=name)
-    assert_near(first_step(tiny, batches_of(tiny, home)), one, 1e-5)
+    # What a bias adds, the batch norm behind it takes away: its gradient is nothing but rounding.
+    whole = {
+        name: values
+        for name, values in first_step(tiny, batches_of(tiny, home)).items()
+        if name.split()[1] not in ("body.0.bias", "body.4.bias", "body.9.bias")
+    }
+    assert_near(whole, {name: one[name] for name in whole}, 2e-5)
 
 
 def test_whole_batch_norm_is_batch_norm_and_can_be_compiled(done: Path) -> None:
@@ -224,7 +239,9 @@ def test_scores_are_those_of_one_process(tiny: Recipe, home: Path, done: Path, t
     found = [json.loads(run.result.read_bytes()) for run in find_runs([done / "whole"])]
     assert [result["environment"]["processes"] for result in found] == [2, 2, 2]
     assert [result.environment["processes"] for result in alone] == [1, 1, 1]
-    assert [result["counts"]["oe"] for result in found] == [result.counts["oe"] for result in alone]
+    assert {result["objective"]: result["counts"] for result in found} == {
+        result.objective: result.counts for result in alone
+    }
 
 
 def test_a_run_goes_on_with_another_number_of_processes(tiny: Recipe, home: Path, done: Path) -> None:
@@ -245,7 +262,8 @@ def test_a_run_goes_on_with_another_number_of_processes(tiny: Recipe, home: Path
 
 def test_a_batch_that_does_not_divide_is_one_line(done: Path, home: Path, tmp_path: Path) -> None:
     asked = ("--set", "data.batch_oe=15", "--shards", home, "--out", tmp_path / "out")
-    codes, told = ends(two_processes(*FASTAD, done / "tiny.toml", *asked))
+    with two_processes(*FASTAD, done / "tiny.toml", *asked) as processes:
+        codes, told = ends(processes)
     assert codes == [2, 2]
     assert told == [
         "fastad: 2 processes cannot share 15 oe images a batch equally: choose a batch that is a multiple of 2"
@@ -255,20 +273,20 @@ def test_a_batch_that_does_not_divide_is_one_line(done: Path, home: Path, tmp_pa
 
 def test_a_signal_to_one_stops_all_and_a_death_ends_all(tiny: Recipe, home: Path, tmp_path: Path) -> None:
     often = replace(tiny.train, checkpoint_every_s=0.0)
-    long = replace(tiny, train=often, optim=replace(tiny.optim, epochs=5_000), objectives=("hsc",))
+    long = replace(tiny, train=often, optim=replace(tiny.optim, epochs=1_000), objectives=("hsc",))
     path, out = tmp_path / "tiny.toml", tmp_path / "out"
     path.write_text(dump(long))
     told, codes = [], []
     for number in (signal.SIGTERM, signal.SIGKILL):
         before = steps(out) if out.exists() else set()
-        processes = two_processes(*FASTAD, path, "--class", "middle", "--shards", home, "--out", out)
-        until = time.monotonic() + PATIENCE_S
-        while time.monotonic() < until and not (list(out.glob("**/checkpoint.pt")) and steps(out) != before):
-            time.sleep(0.05)
-        processes[1].send_signal(number)
-        sent = time.monotonic()
-        code, lines = ends(processes)
-        assert time.monotonic() - sent < 10
+        with two_processes(*FASTAD, path, "--class", "middle", "--shards", home, "--out", out) as processes:
+            until = time.monotonic() + PATIENCE_S
+            while time.monotonic() < until and not (list(out.glob("**/checkpoint.pt")) and steps(out) != before):
+                time.sleep(0.05)
+            processes[1].send_signal(number)
+            sent = time.monotonic()
+            code, lines = ends(processes)
+            assert time.monotonic() - sent < 20
         codes.append(code)
         told += lines
     assert codes == [[143, 143], [2, -9]]
