@@ -18,6 +18,7 @@ import rich.table
 from rich import box
 from rich.text import Text
 
+from fastad.dali import LoaderSpec
 from fastad.errors import FastadError
 from fastad.evaluate import METRICS
 from fastad.files import write_text
@@ -94,7 +95,7 @@ def _check_one_experiment(runs: Sequence[Run]) -> None:
 
 def _experiment(recipe: Recipe) -> Recipe:
     """What of a recipe bears on its scores, whichever objectives it lists and however the work was executed."""
-    return dataclasses.replace(recipe, objectives=(), train=TrainSpec())
+    return dataclasses.replace(recipe, objectives=(), loader=LoaderSpec(), train=TrainSpec())
 
 
 def results_table(results: Sequence[RunResult]) -> rich.table.Table:
@@ -102,6 +103,8 @@ def results_table(results: Sequence[RunResult]) -> rich.table.Table:
     shown = tables(group_runs(results))
     first = shown[0]
     more = " Average precision and FPR at 95 % TPR: --json, or fastad report." if len(shown) > 1 else ""
+    if replaced := sum(result.counts.get("replaced", 0) for result in results):
+        more += f" {replaced:,} training images of these runs could not be decoded and were replaced: replaced.json."
     lines = [
         first.header,
         *((row.label, *(f"{figure} {interval}" for figure, interval in row.cells)) for row in first.rows),

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from fastad.dali import LoaderSpec
 from fastad.errors import FastadError
 from fastad.files import write_bytes, write_json, write_text
 from fastad.objectives import OBJECTIVES
@@ -54,6 +55,10 @@ class Run:
     @property
     def examples(self) -> Path:
         return self.folder / "examples.npz"
+
+    @property
+    def replaced(self) -> Path:
+        return self.folder / "replaced.json"
 
     @property
     def result(self) -> Path:
@@ -118,8 +123,10 @@ def open_run(out: Path, recipe: Recipe, class_name: str, objective: str, seed: i
 
 
 def _defining(recipe: Recipe) -> Recipe:
-    """The recipe without what changes no run: the objectives that it lists, and how often a checkpoint is written."""
-    return replace(recipe, objectives=(), train=replace(recipe.train, checkpoint_every_s=0.0))
+    """The recipe without what changes no run: the objectives that it lists, how images are read, decoded and held, and
+    how often a checkpoint is written."""
+    train = replace(recipe.train, resident="auto", checkpoint_every_s=0.0)
+    return replace(recipe, objectives=(), loader=LoaderSpec(), train=train)
 
 
 def find_runs(folders: Iterable[Path]) -> list[Run]:

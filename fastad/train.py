@@ -11,8 +11,8 @@ import pickle
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -20,14 +20,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from fastad.dali import Faults
 from fastad.errors import FastadError, Interrupted
-from fastad.evaluate import describe, measure, score_batches, write_examples, write_scores
+from fastad.evaluate import describe, measure, score_batches, write_examples, write_replaced, write_scores
 from fastad.files import append_line, write_text
 from fastad.group import Member, Workbench, set_learning_rate, step
 from fastad.networks import parameter_count
 from fastad.objectives import Objective, find
-from fastad.pipeline import evaluation_batches, train_batches
+from fastad.pipeline import Source, evaluation_batches, train_batches
 from fastad.plan import Plan
 from fastad.progress import progress, say
 from fastad.recipe import Recipe
@@ -112,21 +111,25 @@ def train(
         # Made again rather than kept: with all of ImageNet-22K as OE, one plan holds 0.1 GB of rows.
         plan = make_plan(recipe, sets, class_name, seed, uses_oe)
         for group in _groups(workbench, sets, plan, due):
-            faults = Faults()
-            _train_group(workbench, sets, plan, group, faults, label, stop)
-            results |= _evaluate_group(workbench, sets, plan, group, faults)
+            sources = training_sources(recipe, sets, plan, device)
+            for training in group:
+                _recall_faults(training, plan, sources)
+            _train_group(workbench, sets, plan, sources, group, label, stop)
+            results |= _evaluate_group(workbench, sets, plan, sources, group)
     return [results[run.folder] for runs in runs_of for run, _ in runs]
 
 
 @dataclass(eq=False)
 class _Training:
-    """A run while it trains: how far it is, and what it took in seconds."""
+    """A run while it trains: how far it is, what it took in seconds, and the images of each stream that an earlier
+    process could not decode, with the reasons."""
 
     run: Run
     member: Member
     step: int
     train_s: float
     stall_s: float
+    faults: dict[str, dict[int, str]] = field(default_factory=dict)
 
 
 def _groups(
@@ -135,36 +138,47 @@ def _groups(
     """The runs that are due, as groups of equal progress, so that each group can share its batches."""
     trainings = []
     for run, objective in due:
-        saved = _read_checkpoint(run, sets, workbench.device)
+        saved = _read_checkpoint(run, sets, _plan_of(objective, plan), workbench.device)
         compiled = saved["member"]["compiled"] if saved else workbench.compiles(plan.steps)
         training = _Training(run, workbench.member(objective, run.seed, compiled), 0, 0.0, 0.0)
         if saved:
             training.member.load(saved["member"])
             training.step, training.train_s, training.stall_s = saved["step"], saved["train_s"], saved["stall_s"]
+            training.faults = saved["faults"]
         trainings.append(training)
     trainings.sort(key=lambda training: training.step)
     for _, group in itertools.groupby(trainings, key=lambda training: training.step):
         yield list(group)
 
 
+def _plan_of(objective: Objective, plan: Plan) -> list[str]:
+    """What a checkpoint must agree with beside its shards: the streams that the objective sees."""
+    return list(plan.fingerprints if objective.uses_oe else plan.fingerprints[:1])
+
+
+def _recall_faults(training: _Training, plan: Plan, sources: Sequence[Source]) -> None:
+    for stream, source in zip(plan.streams, sources, strict=True):
+        for row, reason in training.faults.get(stream.name, {}).items():
+            source.faults.note(row, reason)
+
+
 def _train_group(
     workbench: Workbench,
     sets: Sets,
     plan: Plan,
+    sources: Sequence[Source],
     group: list[_Training],
-    faults: Faults,
     label: str,
     stop: Callable[[], int],
 ) -> None:
     """Steps every member through the plan's batches; the host waits for the device at the end of an epoch only."""
     recipe, start, members = workbench.recipe, group[0].step, [training.member for training in group]
-    batches = train_batches(
+    made = train_batches(
         plan,
-        training_sources(recipe, sets, plan, workbench.device, faults),
+        sources,
         recipe.augment,
         workbench.device,
         loader=recipe.loader,
-        faults=faults,
         start_step=start,
         compiled=workbench.compiles(plan.steps),
     )
@@ -173,7 +187,7 @@ def _train_group(
     names = " ".join(member.objective.name for member in members)
     stall_s, counted, counted_at = 0.0, start, time.perf_counter()
     saved_at = counted_at
-    with progress(f"{label} {names}", plan.steps, unit="steps", done=start) as advance:
+    with closing(made) as batches, progress(f"{label} {names}", plan.steps, unit="steps", done=start) as advance:
         for number in range(start, plan.steps):
             epoch, place = divmod(number, plan.steps_per_epoch)
             if number == start or place == 0:
@@ -201,7 +215,7 @@ def _train_group(
                 advance(0, "loss " + ", ".join(f"{loss:.4f}" for loss in losses))
             if saves:
                 for training in group:
-                    _write_checkpoint(training, sets)
+                    _write_checkpoint(training, sets, plan, sources)
                 saved_at = time.perf_counter()
             if asked:
                 raise Interrupted(asked)
@@ -242,7 +256,7 @@ def _cut_log(run: Run, start: int) -> None:
 
 
 def _evaluate_group(
-    workbench: Workbench, sets: Sets, plan: Plan, group: list[_Training], faults: Faults
+    workbench: Workbench, sets: Sets, plan: Plan, sources: Sequence[Source], group: list[_Training]
 ) -> dict[Path, RunResult]:
     """Scores the test images with all members in one pass; writes model, scores and examples, and results last."""
     rows, target = one_vs_rest(sets, group[0].run.class_name)
@@ -260,6 +274,8 @@ def _evaluate_group(
         save_tensors(run.model, member.model.state_dict())
         write_scores(run, described)
         write_examples(run, sets.nominal, rows, described)
+        seen = sources if member.objective.uses_oe else sources[:1]
+        write_replaced(run, seen)
         results[run.folder] = RunResult(
             recipe=run.recipe.name,
             class_name=run.class_name,
@@ -271,7 +287,7 @@ def _evaluate_group(
                 "oe": sum(len(stream.rows) for stream in plan.oe) if member.objective.uses_oe else 0,
                 "test_nominal": int((target == 0).sum()),
                 "test_anomalous": int((target == 1).sum()),
-                "replaced": len(faults.stand_in),
+                "replaced": sum(len(source.faults.reason) for source in seen),
                 "steps": plan.steps,
                 "parameters": parameter_count(member.model),
             },
@@ -292,9 +308,13 @@ def _evaluate_group(
     return results
 
 
-def _write_checkpoint(training: _Training, sets: Sets) -> None:
+def _write_checkpoint(training: _Training, sets: Sets, plan: Plan, sources: Sequence[Source]) -> None:
     state = {
         "fingerprint": sets.fingerprint(),
+        "plan": _plan_of(training.member.objective, plan),
+        "faults": {
+            stream.name: source.faults.reason.copy() for stream, source in zip(plan.streams, sources, strict=True)
+        },
         "step": training.step,
         "train_s": training.train_s,
         "stall_s": training.stall_s,
@@ -303,17 +323,23 @@ def _write_checkpoint(training: _Training, sets: Sets) -> None:
     save_tensors(training.run.checkpoint, state)
 
 
-def _read_checkpoint(run: Run, sets: Sets, device: torch.device) -> dict[str, Any] | None:
-    """The checkpoint of a run that was interrupted, if there is one."""
+def _read_checkpoint(run: Run, sets: Sets, plan: list[str], device: torch.device) -> dict[str, Any] | None:
+    """The checkpoint of a run that was interrupted, if there is one; raises `FastadError` for one of other shards or of
+    another plan, which would go on with other batches than it began with."""
     if not run.checkpoint.is_file():
         return None
     try:
         saved: dict[str, Any] = torch.load(run.checkpoint, map_location=device, weights_only=True)
-        fingerprint = saved["fingerprint"]
+        fingerprint, begun = saved["fingerprint"], saved["plan"]
     except (OSError, RuntimeError, EOFError, KeyError, pickle.UnpicklingError) as error:
         raise FastadError(f"{run.checkpoint} cannot be read: remove it to train this run anew") from error
     if fingerprint != sets.fingerprint():
         raise FastadError(
             f"{run.folder} was begun with other shards: remove it, or train with the shards it began with"
+        )
+    if begun != plan:
+        raise FastadError(
+            f"{run.folder} was begun with another order of images, by another version of fastad or NumPy, say: "
+            "remove it, or train with the version it began with"
         )
     return saved
