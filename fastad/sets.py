@@ -141,12 +141,13 @@ def training_sources(recipe: Recipe, sets: Sets, plan: Plan, device: torch.devic
     reads = [plan.steps * stream.batch for stream in plan.streams]
     named = zip(plan.streams, (sets.nominal, *sets.oe), reads, strict=False)
     return [
-        _source(recipe, sets, stream.name, reader, stream.rows, n, device, _faults(recipe, stream))
+        _source(recipe, sets, stream.name, reader, stream.rows, n, device, stream_faults(recipe, stream))
         for stream, reader, n in named
     ]
 
 
-def _faults(recipe: Recipe, stream: Stream) -> Faults:
+def stream_faults(recipe: Recipe, stream: Stream) -> Faults:
+    """What may become of a stream's bad images, as the recipe says."""
     return Faults(stream.rows) if recipe.loader.bad_images == "replace" else Faults()
 
 

@@ -11,6 +11,7 @@ ORDER = (
     *("__init__", "errors", "seeds", "files", "progress", "workers", "tar", "encode", "card"),
     *("manifest", "listing", "in_place", "write", "shard", "reader", "verify", "synsets", "view", "inspect", "plan"),
     *("augment", "feed", "pixels", "ahead", "dali", "resident", "pipeline", "networks", "objectives", "recipe", "sets"),
+    "batch_picture",
     *("run", "group", "evaluate", "train"),
     *("tables", "figures", "page", "report", "quickstart", "bench", "bench_shard", "cli", "__main__"),
 )
