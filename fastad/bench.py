@@ -21,7 +21,6 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
 from fastad.augment import AugmentSpec
-from fastad.dali import Faults
 from fastad.group import Workbench, step
 from fastad.networks import build
 from fastad.objectives import Objective, find
@@ -104,7 +103,7 @@ def _sets_and_plan(recipe: Recipe, shards: Path) -> tuple[Sets, Plan]:
 def _batches(
     recipe: Recipe, sets: Sets, plan: Plan, device: torch.device, *, compiled: bool = False
 ) -> Iterator[Batch]:
-    sources = training_sources(recipe, sets, plan, device, Faults())
+    sources = training_sources(recipe, sets, plan, device)
     return train_batches(plan, sources, recipe.augment, device, loader=recipe.loader, compiled=compiled)
 
 

@@ -154,17 +154,41 @@ def stage(
 
 @app.command()
 def inspect(
-    place: SetArgument,
+    place: Annotated[
+        str,
+        typer.Argument(
+            metavar="SET_DIR|OUT.png", help="A shard set, or its address; with --batch, the PNG file to draw"
+        ),
+    ],
+    batch: Annotated[
+        str | None,
+        typer.Option(metavar="RECIPE", help="Draw the first batch of a recipe as its network gets it into OUT.png"),
+    ] = None,
+    class_name: Annotated[str | None, typer.Option("--class", help="For --batch [default: the set's first]")] = None,
+    seed: Annotated[int, typer.Option(help="For --batch")] = 1,
+    set_: SetOption = None,
+    shards: ShardsOption = None,
     grid: Annotated[Path | None, typer.Option(help="Draw a labelled picture of samples into this PNG file")] = None,
     against: Annotated[str | None, typer.Option(help="Count images that also stand in this shard set")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show what is in a shard set."""
+    """Show what is in a shard set, or with --batch what a network is trained on."""
     from fastad import inspect
     from fastad.files import atomic
     from fastad.manifest import open_set
-    from fastad.stage import local_set
+    from fastad.stage import local_home, local_set
 
+    if batch is not None:
+        from fastad.batch_picture import batch_picture
+        from fastad.recipe import load
+        from fastad.run import choose_device
+
+        recipe = load(batch, set_ or ())
+        home = local_home(shards, recipe.data.sets)
+        picture = batch_picture(recipe, home, class_name, seed, choose_device("cpu"))
+        with atomic(Path(place)) as file:
+            picture.save(file, format="PNG")
+        return
     manifest = open_set(local_set(place))
     other = None if against is None else open_set(local_set(against))
     print(json.dumps(inspect.facts(manifest, other)) if as_json else inspect.summary(manifest, other))

@@ -8,7 +8,8 @@ Use: `for crops in dali_crops(reader, wanted, spec, device, LoaderSpec(), Faults
 import itertools
 import warnings
 from collections import deque
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, NamedTuple, Self
 
@@ -20,7 +21,7 @@ from fastad.ahead import ahead
 from fastad.augment import AugmentSpec, Draws, Geometry, place
 from fastad.encode import BadImage, check
 from fastad.errors import FastadError
-from fastad.feed import Wanted
+from fastad.feed import Wanted, in_order
 from fastad.progress import say
 from fastad.reader import ShardReader
 
@@ -37,8 +38,8 @@ READ_AHEAD = 4
 class LoaderSpec:
     """How images are read and decoded. `threads` that decode; `prefetch`: batches that DALI makes ahead;
     `hw_decoder_load`: the share of JPEGs that a GPU's hardware decoder gets. Those left as they are here, 0 or None,
-    are tuned where that pays (`fastad.tune`). `bad_images`: "replace" takes the plan's next image for one that cannot
-    be decoded, "stop" does not go on."""
+    are tuned where that pays (`fastad.tune`). `bad_images`: in training, "replace" takes the next image of its stream
+    for one that cannot be decoded, "stop" does not go on."""
 
     threads: int = 0
     prefetch: int = 0
@@ -61,10 +62,37 @@ class LoaderSpec:
 
 @dataclass(eq=False)
 class Faults:
-    """Images that could not be decoded: row → the row that stands in for it, and row → key and reason."""
+    """The images of a stream that cannot be decoded. `others` [n]: the stream's rows, of which each may stand in for
+    the one before it, the first for the last; empty: none may, as in testing.
 
+    `stand_in`: bad row → the row after it, which may be bad itself; `reason`: bad row → what is wrong with it; `whole`:
+    rows that look cut but decode. Which row stands in depends on `others` and the images alone, so that it is the same
+    for every executor, rank and resume.
+    """
+
+    others: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=np.int64))
     stand_in: dict[int, int] = field(default_factory=dict)
-    reasons: dict[str, str] = field(default_factory=dict)
+    reason: dict[int, str] = field(default_factory=dict)
+    whole: set[int] = field(default_factory=set)
+
+    def sound(self, rows: np.ndarray) -> np.ndarray:
+        """The rows, others for those that are known to be bad."""
+        return np.array([self.replaced(row) for row in rows.tolist()], dtype=np.int64) if self.stand_in else rows
+
+    def note(self, row: int, reason: str) -> int | None:
+        """Notes a bad row and returns the one that stands in for it; None, and nothing is noted, where none can."""
+        place_ = np.flatnonzero(self.others == row)
+        following = int(self.others[(place_[0] + 1) % len(self.others)]) if len(place_) else row
+        if (stand_in := self.replaced(following)) == row:
+            return None
+        self.reason[row], self.stand_in[row] = reason, following
+        return stand_in
+
+    def replaced(self, row: int) -> int:
+        """The row, or what stands in for it."""
+        while row in self.stand_in:
+            row = self.stand_in[row]
+        return row
 
 
 class Crops(NamedTuple):
@@ -87,12 +115,13 @@ def dali_crops(
 ) -> Generator[Crops, None, None]:
     """The crops of what is wanted, in order; their memory is DALI's, and valid until the next are asked for.
 
-    Images that cannot be decoded are replaced, and noted in `faults` and said; or they stop it with a `FastadError`
-    that names them, as `loader` says and where nothing follows, as in testing.
+    Images that cannot be decoded are noted in `faults`, said, and replaced as it says; or they stop it with a
+    `FastadError` that names them, where none may stand in.
     """
-    for made, read in _executed(reader, wanted, spec, device, loader, faults, crops=True):
-        pixels = torch.from_dlpack(made.as_tensor())
-        yield Crops(pixels, read.wanted.rows, read.wanted.draws, read.geometry.inside())
+    with closing(_executed(reader, wanted, spec, device, loader, faults, crops=True)) as executed:
+        for made, read in executed:
+            pixels = torch.from_dlpack(made.as_tensor())
+            yield Crops(pixels, read.wanted.rows, read.wanted.draws, read.geometry.inside())
 
 
 def whole_images(
@@ -106,12 +135,10 @@ def whole_images(
     batch: int,
 ) -> Generator[list[Tensor], None, None]:
     """The images of rows, `batch` at a time, decoded and resized but not cropped: uint8 [H, W, C] each, else as
-    `dali_crops`; for one that cannot be decoded the next row's stands in."""
-    parts = (
-        Wanted(rows[first : first + batch], None, np.roll(rows, -first - batch)) for first in range(0, len(rows), batch)
-    )
-    for made, _ in _executed(reader, parts, spec, device, loader, faults, crops=False):
-        yield [torch.from_dlpack(made[place]) for place in range(len(made))]
+    `dali_crops`."""
+    with closing(_executed(reader, in_order(rows, batch), spec, device, loader, faults, crops=False)) as executed:
+        for made, _ in executed:
+            yield [torch.from_dlpack(made[place]) for place in range(len(made))]
 
 
 def _executed(
@@ -124,12 +151,11 @@ def _executed(
     *,
     crops: bool,
 ) -> "Generator[tuple[Any, _Read], None, None]":
-    """What DALI makes of each part that is wanted, and the part; past an image that it cannot decode it begins anew."""
-    read = ahead(_read(reader, wanted, spec, faults), depth=READ_AHEAD, what=f"reading {reader.manifest.name}")
-    waiting: Iterator[_Read] = read
-    try:
-        while (first := next(waiting, None)) is not None:
-            source = _Source(itertools.chain([first], waiting))
+    """What DALI makes of each part that is wanted, and the part; past an image that it refuses it begins anew."""
+    what = f"reading {reader.manifest.name}"
+    with closing(ahead(_read(reader, wanted, spec, faults), depth=READ_AHEAD, what=what)) as read:
+        source = _Source(read)
+        while (first := source.first()) is not None:
             pipeline = _graph(source, reader, first, spec, device, loader, crops=crops)
             try:
                 while True:
@@ -140,11 +166,9 @@ def _executed(
                 return
             except RuntimeError as error:
                 # The pipeline is of no more use. What it had taken is read again, with other images for the bad ones.
-                again = [taken.wanted for taken in source.under_way]
-                _replace_bad(reader, again, loader, faults, error)
-                waiting = itertools.chain(_read(reader, iter(again), spec, faults), waiting)
-    finally:
-        read.close()
+                taken = list(source.under_way)
+                _note_refused(reader, taken, device, loader, faults, error)
+                source.take_back(_read(reader, (part.wanted for part in taken), spec, faults))
 
 
 class _Read(NamedTuple):
@@ -164,11 +188,13 @@ def _read(reader: ShardReader, wanted: Iterator[Wanted], spec: AugmentSpec, faul
             reader.ask_ahead(next_part.rows)
             coming.append(next_part)
         part = coming.popleft()
-        if faults.stand_in:
-            rows = np.array([faults.stand_in.get(row, row) for row in part.rows.tolist()], dtype=np.int64)
-            part = part._replace(rows=rows)
-        geometry = place(spec, part.draws, manifest.height[part.rows], manifest.width[part.rows])
-        yield _Read(part, reader.files(part.rows) if reader.is_encoded else reader.arrays(part.rows), geometry)
+        rows = faults.sound(part.rows)
+        images = reader.files(rows) if reader.is_encoded else reader.arrays(rows)
+        while reader.is_encoded and _note_cut(reader, rows, images, faults):
+            rows = faults.sound(part.rows)
+            images = reader.files(rows)
+        part = part._replace(rows=rows)
+        yield _Read(part, images, place(spec, part.draws, manifest.height[rows], manifest.width[rows]))
 
 
 class _Source:
@@ -176,13 +202,25 @@ class _Source:
 
     def __init__(self, read: Iterator[_Read]) -> None:
         self.read = read
+        self.again: deque[_Read] = deque()
         self.under_way: deque[_Read] = deque()
+
+    def first(self) -> _Read | None:
+        """What DALI will get next, None at the end."""
+        if not self.again:
+            self.again.extend(itertools.islice(self.read, 1))
+        return self.again[0] if self.again else None
+
+    def take_back(self, instead: Iterable[_Read]) -> None:
+        """Puts others in the place of what is under way, to be given again."""
+        self.under_way.clear()
+        self.again.extendleft(reversed(list(instead)))
 
     def __iter__(self) -> Self:
         return self
 
     def __next__(self) -> tuple[Any, ...]:
-        taken = next(self.read)
+        taken = self.again.popleft() if self.again else next(self.read)
         self.under_way.append(taken)
         geometry = taken.geometry
         return taken.images, geometry.size_hw.astype(np.float32), geometry.start, geometry.flip.astype(np.int32)
@@ -222,10 +260,7 @@ def _graph(
         images, size, start, flip = fn.external_source(
             source, num_outputs=4, batch=True, layout=["" if encoded else "HWC", "", "", ""]
         )
-        decoding = {"device": "mixed" if on_gpu else "cpu", "output_type": types.RGB, "adjust_orientation": False}
-        if on_gpu:
-            # Fancy upsampling as Pillow does it; on the CPU there is no other.
-            decoding |= {"hw_decoder_load": loader.hw_decoder_load, "jpeg_fancy_upsampling": True}
+        decoding = _decoding(on_gpu, loader)
         if regional:
             images = fn.decoders.image_slice(images, start=start, shape=out_hw, axes=(0, 1), **decoding)
         elif encoded:
@@ -246,38 +281,125 @@ def _graph(
     return pipeline
 
 
-def _replace_bad(
-    reader: ShardReader, parts: list[Wanted], loader: LoaderSpec, faults: Faults, error: RuntimeError
+def _decoding(on_gpu: bool, loader: LoaderSpec) -> dict[str, Any]:
+    """How DALI's decoders are to decode: to the pixels that Pillow makes of the same file."""
+    from nvidia.dali import types
+
+    decoding = {"device": "mixed" if on_gpu else "cpu", "output_type": types.RGB, "adjust_orientation": False}
+    # Fancy upsampling as Pillow does it; on the CPU there is no other.
+    return decoding | ({"hw_decoder_load": loader.hw_decoder_load, "jpeg_fancy_upsampling": True} if on_gpu else {})
+
+
+JPEG_BEGINS, JPEG_ENDS = b"\xff\xd8", b"\xff\xd9"
+
+
+def _note_cut(reader: ShardReader, rows: np.ndarray, images: Iterable[np.ndarray], faults: Faults) -> bool:
+    """Notes JPEGs that DALI must not get: those that lack their end and do not decode, as it finds no fault with a crop
+    that lies above the cut; and those whose headers are broken, at which DALI 2.4 crashes if other images are decoded
+    at the same time. Of what is damaged further inside no decoder complains."""
+    noted = False
+    for row, data in zip(rows.tolist(), images, strict=True):
+        source = data.tobytes()
+        if not source.startswith(JPEG_BEGINS) or row in faults.whole:
+            continue
+        sound = _has_headers(source)
+        if sound and source.endswith(JPEG_ENDS):
+            continue
+        if reason := _reason(data) or ("" if sound else "its headers are broken"):
+            _note(reader, row, reason, faults)
+            noted = True
+        else:
+            faults.whole.add(row)
+    return noted
+
+
+def _has_headers(source: bytes) -> bool:
+    """Whether a JPEG's segments follow one another as far as its pixels (ITU-T T.81, B.1.1.4)."""
+    place = 2
+    while source[place : place + 1] == b"\xff":
+        if (marker := source[place + 1]) == 0xDA:
+            return True
+        # A marker may be preceded by any number of 0xFF.
+        place += 1 if marker == 0xFF else 2 + int.from_bytes(source[place + 2 : place + 4])
+        if place + 2 > len(source):
+            return False
+    return False
+
+
+def _note_refused(
+    reader: ShardReader,
+    taken: list[_Read],
+    device: torch.device,
+    loader: LoaderSpec,
+    faults: Faults,
+    error: RuntimeError,
 ) -> None:
-    """Finds the images that cannot be decoded among those that DALI had, and rows to stand in for them."""
+    """Notes the images that DALI refuses, in the first of the parts it had that has any."""
+    for part in taken if reader.is_encoded else ():
+        rows = part.wanted.rows.tolist()
+        if any(row in faults.stand_in for row in rows):
+            return  # noted after this part had been read
+        refused = _refused(part.images, device, loader)
+        for place_ in refused if len(refused) < len(rows) else ():
+            _note(reader, rows[place_], _reason(part.images[place_]) or "DALI refuses it", faults)
+        if refused and len(refused) < len(rows):
+            return
+    first = ", ".join(reader.manifest.key[row].decode() for part in taken[:1] for row in part.wanted.rows[:3].tolist())
+    reason = str(error).strip().splitlines()[0]
+    raise FastadError(f"DALI cannot make a batch of {reader.manifest.folder} ({first} …): {reason}") from error
+
+
+def _refused(images: "list[np.ndarray] | np.ndarray", device: torch.device, loader: LoaderSpec) -> list[int]:
+    """The places of the images that DALI does not decode, each given to it alone."""
+    from nvidia.dali import fn, pipeline_def
+
+    on_gpu = device.type == "cuda"
+
+    @pipeline_def(
+        batch_size=1,
+        num_threads=1,
+        device_id=torch.cuda.current_device() if on_gpu else None,
+        prefetch_queue_depth=1,
+        exec_dynamic=True,
+    )
+    def alone(some: Iterable[np.ndarray]) -> Any:
+        encoded = fn.external_source(([image] for image in some), batch=True)
+        return fn.decoders.image(encoded, **_decoding(on_gpu, loader))
+
+    refused: list[int] = []
+    done = 0
+    while done < len(images):
+        pipeline = alone(images[done:])
+        pipeline.build()
+        try:
+            while True:
+                pipeline.run()
+                done += 1
+        except StopIteration:
+            break
+        except RuntimeError:
+            refused.append(done)
+            done += 1
+    return refused
+
+
+def _note(reader: ShardReader, row: int, reason: str, faults: Faults) -> None:
+    """Notes and says that an image cannot be decoded; raises `FastadError` where none may or can stand in for it."""
     manifest = reader.manifest
-    found = 0
-    for part in parts:
-        for row in part.rows.tolist():
-            if row in faults.stand_in or (reason := _fault(reader, row)) is None:
-                continue
-            found += 1
-            key = manifest.key[row].decode()
-            place_ = f"{manifest.shard_path(int(manifest.shard[row]))}: image {key} cannot be decoded ({reason})"
-            sound = (int(other) for other in part.following if _fault(reader, int(other)) is None)
-            stand_in = None if loader.bad_images == "stop" else next(sound, None)
-            if stand_in is None:
-                raise FastadError(
-                    f"{place_}: convert {manifest.name} again, or set loader.bad_images=replace in training"
-                ) from error
-            faults.stand_in[row], faults.reasons[key] = stand_in, reason
-            say(f"{place_}; {manifest.key[stand_in].decode()} stands in for it")
-    if not found and not any(row in faults.stand_in for part in parts for row in part.rows.tolist()):
-        keys = ", ".join(manifest.key[row].decode() for row in parts[0].rows[:3].tolist()) if parts else "none"
-        reason = str(error).strip().splitlines()[0]
-        raise FastadError(f"DALI cannot make a batch of {manifest.folder} ({keys} …): {reason}") from error
+    bad = f"{manifest.shard_path(int(manifest.shard[row]))}: image {manifest.key[row].decode()} cannot be decoded"
+    bad += f" ({reason})"
+    if (stand_in := faults.note(row, reason)) is None:
+        why = (
+            f"nor can any of the {len(faults.others):,} images that might stand in for it"
+            if len(faults.others)
+            else "and none may stand in for it in a test, or with loader.bad_images=stop"
+        )
+        raise FastadError(f"{bad}, {why}: convert {manifest.name} again, without --unchecked")
+    say(f"{bad}; {manifest.key[stand_in].decode()} stands in for it")
 
 
-def _fault(reader: ShardReader, row: int) -> str | None:
-    """Why an image cannot be decoded, None where it can, as arrays always can."""
-    if not reader.is_encoded:
-        return None
-    (data,) = reader.files(np.array([row]))
+def _reason(data: np.ndarray) -> str | None:
+    """Why an image cannot be decoded, None where Pillow can."""
     try:
         check(data.tobytes())
     except BadImage as bad:

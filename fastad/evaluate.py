@@ -12,15 +12,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from PIL import Image, ImageOps
 from scipy import stats
 from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
 from fastad.errors import FastadError
-from fastad.files import write_bytes
+from fastad.files import write_bytes, write_json
 from fastad.manifest import Manifest
 from fastad.networks import Detector
 from fastad.objectives import Objective
-from fastad.pipeline import Batch
+from fastad.pipeline import Batch, Source
 from fastad.reader import ShardReader
 from fastad.run import Interval, Run
 from fastad.seeds import generator
@@ -29,6 +30,7 @@ METRICS = ("auroc", "average_precision", "fpr95")
 
 RESAMPLES = 1_000
 EXAMPLES = 12
+SHOWN_PX = 128
 
 
 class Scores(NamedTuple):
@@ -140,6 +142,22 @@ def describe(manifest: Manifest, rows: np.ndarray, target: np.ndarray, score: np
     return Scores(manifest.key[rows], names[manifest.class_index[rows]], target.astype(np.int8), score)
 
 
+def write_replaced(run: Run, sources: Iterable[Source]) -> None:
+    """Writes `replaced.json`, where there are any: training images that do not decode, and which stood in."""
+    replaced = [
+        {
+            "set": source.reader.manifest.name,
+            "key": source.reader.manifest.key[row].decode(),
+            "reason": reason,
+            "stand_in": source.reader.manifest.key[source.faults.replaced(row)].decode(),
+        }
+        for source in sources
+        for row, reason in sorted(source.faults.reason.items())
+    ]
+    if replaced:
+        write_json(run.replaced, replaced)
+
+
 STRIPS: Mapping[str, str] = {
     "highest": "most anomalous of all",
     "lowest": "least anomalous of all",
@@ -160,8 +178,17 @@ def write_examples(run: Run, reader: ShardReader, rows: np.ndarray, scores: Scor
     }
     columns = {}
     for name, places in strips.items():
-        columns[f"{name}_images"] = reader.pixels(rows[places])
+        columns[f"{name}_images"] = _shown(reader, rows[places])
         columns[f"{name}_class"] = scores.class_name[places]
         columns[f"{name}_target"] = scores.target[places]
         columns[f"{name}_score"] = scores.score[places]
     _write_columns(run.examples, columns)
+
+
+def _shown(reader: ShardReader, rows: np.ndarray) -> np.ndarray:
+    """The images of rows as a report shows them, uint8 [n, H, W, C]: arrays of one size as they are, of others the
+    middle square, `SHOWN_PX` wide."""
+    if reader.manifest.common_shape_hwc is not None:
+        return reader.pixels(rows)
+    pictures = (Image.fromarray(reader.image(row).squeeze()).convert("RGB") for row in rows.tolist())
+    return np.stack([np.asarray(ImageOps.fit(picture, (SHOWN_PX, SHOWN_PX))) for picture in pictures])

@@ -1,4 +1,4 @@
-"""From a plan to what an executor needs for each batch: rows, what is drawn for them, and which come next.
+"""From a plan to what an executor needs for each batch: rows, and what is drawn for them.
 
 Owns the walk through a plan's epochs from any step, for one stream and one rank; reads no image.
 Use: `for wanted in planned(plan, plan.nominal, spec, start_step=0, share=WHOLE_BATCH): ...`.
@@ -14,12 +14,10 @@ from fastad.plan import Plan, Share, Stream
 
 
 class Wanted(NamedTuple):
-    """A stream's part of one batch: `rows` int64 [b]; `draws` for each, None as in testing; and `following`, the rows
-    that the plan has next, which may stand in for images that cannot be decoded."""
+    """A stream's part of one batch: `rows` int64 [b], and `draws` for each, None as in testing."""
 
     rows: np.ndarray
     draws: Draws | None
-    following: np.ndarray
 
 
 def planned(plan: Plan, stream: Stream, spec: AugmentSpec, *, start_step: int, share: Share) -> Iterator[Wanted]:
@@ -29,12 +27,10 @@ def planned(plan: Plan, stream: Stream, spec: AugmentSpec, *, start_step: int, s
         rows = plan.stream_epoch(stream, epoch)
         for step in range(start_step % steps if epoch == start_step // steps else 0, steps):
             draws = draw(spec, plan.seed, stream.name, epoch, step * stream.batch, stream.batch)
-            following = rows.ravel()[(step + 1) * stream.batch :]
-            yield Wanted(rows[step, columns], draws.part(columns), following if len(following) else rows.ravel())
+            yield Wanted(rows[step, columns], draws.part(columns))
 
 
 def in_order(rows: np.ndarray, size: int) -> Iterator[Wanted]:
-    """All rows in batches of `size`, the last one smaller, as in testing; nothing stands in for any of them."""
+    """All rows in batches of `size`, the last one smaller, as in testing."""
     for first in range(0, len(rows), size):
-        some = rows[first : first + size]
-        yield Wanted(some, None, some[:0])
+        yield Wanted(rows[first : first + size], None)

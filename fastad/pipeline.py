@@ -7,7 +7,7 @@ Use: `for batch in train_batches(plan, sources, spec, device): ...`.
 
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -36,10 +36,12 @@ class Batch(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """Where the images of a stream come from: a reader of its set, and the images that the device holds already."""
+    """Where the images of a stream come from: a reader of its set, the images that the device holds already, and what
+    becomes of those that cannot be decoded."""
 
     reader: ShardReader
     held: Held | None = None
+    faults: Faults = field(default_factory=Faults)
 
 
 def train_batches(
@@ -49,7 +51,6 @@ def train_batches(
     device: torch.device,
     *,
     loader: LoaderSpec | None = None,
-    faults: Faults | None = None,
     start_step: int = 0,
     share: Share = WHOLE_BATCH,
     compiled: bool = False,
@@ -57,7 +58,7 @@ def train_batches(
     """The plan's batches from `start_step` to its end, or a rank's share of each: nominal images first, then OE,
     augmented as `spec` says. `sources` are those of the plan's streams."""
     plan.check_share(share)
-    loader, faults = loader or LoaderSpec(), faults or Faults()
+    loader = loader or LoaderSpec()
     sizes = [stream.batch // share.ranks for stream in plan.streams]
     target = torch.repeat_interleave(torch.tensor([0.0, *[1.0] * len(plan.oe)]), torch.tensor(sizes)).to(device)
     finish = Finish(
@@ -68,7 +69,7 @@ def train_batches(
         streams = []
         for stream, source in zip(plan.streams, sources, strict=True):
             wanted = planned(plan, stream, spec, start_step=start_step, share=share)
-            streams.append(opened.enter_context(closing(_crops(source, wanted, spec, device, loader, faults))))
+            streams.append(opened.enter_context(closing(_crops(source, wanted, spec, device, loader))))
         for parts in zip(*streams, strict=True):
             yield _finished(parts, target, finish)
 
@@ -87,7 +88,7 @@ def evaluation_batches(
     batch may be smaller."""
     manifest = source.reader.manifest
     finish = Finish(spec, out_hw(rows, source.reader, spec), manifest.channels, device, oe_from=size)
-    crops = _crops(source, in_order(rows, size), spec, device, loader or LoaderSpec(), Faults())
+    crops = _crops(source, in_order(rows, size), spec, device, loader or LoaderSpec())
     with closing(crops):
         for number, part in enumerate(crops):
             first = number * size
@@ -117,11 +118,10 @@ def _crops(
     spec: AugmentSpec,
     device: torch.device,
     loader: LoaderSpec,
-    faults: Faults,
 ) -> Generator[Crops, None, None]:
     if source.held is not None:
-        return resident_crops(source.held, wanted, spec)
-    return dali_crops(source.reader, wanted, spec, device, loader, faults)
+        return resident_crops(source.held, wanted, spec, source.faults)
+    return dali_crops(source.reader, wanted, spec, device, loader, source.faults)
 
 
 def _finished(parts: Sequence[Crops], target: torch.Tensor, finish: Finish) -> Batch:

@@ -4,6 +4,8 @@ Owns balance, permutations, cycles, ranks and resuming; knows rows only, neither
 Use: `plan = Plan((Stream("nominal", rows, 128), Stream("oe", oe_rows, 128, "cyclic")), seed=1, epochs=150)`.
 """
 
+import functools
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -66,6 +68,19 @@ class Plan:
                 f"{len(nominal.rows)} nominal images do not fill one batch of {nominal.batch}: "
                 f"lower it with --set data.batch_nominal={len(nominal.rows)} or less"
             )
+
+    @functools.cached_property
+    def fingerprints(self) -> tuple[str, ...]:
+        """A hash of each stream that tells every batch of it, or resuming would not be exact: its rows, how many stand
+        in a batch, and, as they may change with NumPy, the first epoch's places. Ranks do not enter."""
+        found = []
+        for stream in self.streams:
+            told = f"{self.seed} {self.steps} {stream.name} {stream.order} {stream.batch}"
+            digest = hashlib.sha256(told.encode())
+            for rows in (stream.rows, self.stream_epoch(stream, 0)):
+                digest.update(np.ascontiguousarray(rows, dtype=np.int64).data)
+            found.append(digest.hexdigest())
+        return tuple(found)
 
     @property
     def nominal(self) -> Stream:

@@ -6,6 +6,7 @@ Use: `ShardReader(manifest).pixels(rows)`.
 
 import math
 import os
+from pathlib import Path
 
 import numpy as np
 
@@ -22,7 +23,8 @@ class ShardReader:
     """Positional reads from the shards of one set; a shard is opened when it is first needed.
 
     `transpose`: `pixels` exchanges rows and columns, as EMNIST is distributed and as the paper's code trained on it.
-    Reading raises `FastadError` naming a shard that has vanished or was cut.
+    Reading raises `FastadError` naming a shard that has vanished, or is no longer the file that it was when the reader
+    was made.
     """
 
     def __init__(self, manifest: Manifest, *, transpose: bool = False) -> None:
@@ -30,6 +32,7 @@ class ShardReader:
         self.transpose = transpose
         self._holds_arrays = bool(np.isin(manifest.extension, (b"npy", b"bin")).any())
         self._descriptors: dict[int, int] = {}
+        self._found = [_identity(manifest.shard_path(shard)) for shard in range(len(manifest.shards))]
 
     def pixels(self, rows: np.ndarray) -> np.ndarray:
         """The images of `rows` [n], uint8 [n, H, W, C], for sets of arrays of one size.
@@ -46,6 +49,7 @@ class ShardReader:
         starts = manifest.offset[rows] + manifest.size[rows] - images.shape[1]
         for image, shard, start in zip(images, manifest.shard[rows].tolist(), starts.tolist(), strict=True):
             self._read_into(image, shard, start)
+        self._check_unchanged(rows)
         shaped = arranged(images, manifest.shape_hwc, manifest.pixel_order)
         return np.ascontiguousarray(shaped.swapaxes(1, 2)) if self.transpose else shaped
 
@@ -57,6 +61,7 @@ class ShardReader:
         places = zip(found, manifest.shard[rows].tolist(), manifest.offset[rows].tolist(), strict=True)
         for data, shard, offset in places:
             self._read_into(data, shard, offset)
+        self._check_unchanged(rows)
         return found
 
     def arrays(self, rows: np.ndarray) -> np.ndarray | list[np.ndarray]:
@@ -96,6 +101,16 @@ class ShardReader:
     def _read_into(self, array: np.ndarray, shard: int, offset: int) -> None:
         read_into(self._descriptor(shard), array, offset, self.manifest.shard_path(shard))
 
+    def _check_unchanged(self, rows: np.ndarray) -> None:
+        """Raises `FastadError` if a shard of these rows was written since the reader was made: what was read before
+        and after may not be one set."""
+        for shard in set(self.manifest.shard[rows].tolist()):
+            if _identity(self._descriptor(shard)) != self._found[shard]:
+                raise FastadError(
+                    f"{self.manifest.shard_path(shard)} has changed while it was read: restore it, or remove "
+                    f"{self.manifest.folder} and convert again"
+                )
+
     def _descriptor(self, shard: int) -> int:
         if shard not in self._descriptors:
             path = self.manifest.shard_path(shard)
@@ -110,3 +125,12 @@ class ShardReader:
     def __del__(self) -> None:
         for descriptor in self._descriptors.values():
             os.close(descriptor)
+
+
+def _identity(file: Path | int) -> tuple[int, int, int] | None:
+    """What tells a file from another or from itself before it was written; None where there is none."""
+    try:
+        found = os.stat(file)  # noqa: PTH116 (of a descriptor, too)
+    except OSError:
+        return None
+    return found.st_ino, found.st_size, found.st_mtime_ns

@@ -103,6 +103,8 @@ def results_table(results: Sequence[RunResult]) -> rich.table.Table:
     shown = tables(group_runs(results))
     first = shown[0]
     more = " Average precision and FPR at 95 % TPR: --json, or fastad report." if len(shown) > 1 else ""
+    if replaced := sum(result.counts.get("replaced", 0) for result in results):
+        more += f" {replaced:,} training images of these runs could not be decoded and were replaced: replaced.json."
     lines = [
         first.header,
         *((row.label, *(f"{figure} {interval}" for figure, interval in row.cells)) for row in first.rows),

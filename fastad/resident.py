@@ -1,7 +1,7 @@
 """Images that fit in a device's memory: held as uint8, decoded and resized once, gathered and cropped there.
 
 Owns what is held and the gathering; values of pixels are `fastad.pixels`'.
-Use: `held = hold(reader, rows, spec, device, LoaderSpec(), Faults())`, then `resident_crops(held, wanted, spec)`.
+Use: `held = hold(reader, rows, spec, device, LoaderSpec(), faults)`, then `resident_crops(held, wanted, spec, faults)`.
 """
 
 from collections.abc import Generator, Iterator
@@ -54,7 +54,7 @@ def hold(
 ) -> Held:
     """Reads, decodes and resizes the images of `rows` and holds them on the device.
 
-    Of an image that cannot be decoded the next one's pixels are held, as `loader` says and `dali_crops` does it.
+    In the place of an image that cannot be decoded stands another's, as `dali_crops` does it.
     """
     rows, channels = np.unique(rows), reader.manifest.channels
     pixels = torch.empty((bytes_held(reader, rows, spec) // channels, channels), dtype=torch.uint8, device=device)
@@ -76,13 +76,16 @@ def hold(
     return Held(rows, pixels[:at], np.array(first, dtype=np.int64), np.array(size, dtype=np.int32))
 
 
-def resident_crops(held: Held, wanted: Iterator[Wanted], spec: AugmentSpec) -> Generator[Crops, None, None]:
+def resident_crops(
+    held: Held, wanted: Iterator[Wanted], spec: AugmentSpec, faults: Faults
+) -> Generator[Crops, None, None]:
     """The crops of what is wanted, in order, uint8 [b, H, W, C] on the device that holds the images."""
     for part in wanted:
-        slots = np.searchsorted(held.rows, part.rows)
+        rows = faults.sound(part.rows)
+        slots = np.searchsorted(held.rows, rows)
         size = held.size_hw[slots]
         geometry = place(spec, part.draws, size[:, 0], size[:, 1])
-        yield Crops(_gathered(held, slots, geometry), part.rows, part.draws, geometry.inside())
+        yield Crops(_gathered(held, slots, geometry), rows, part.draws, geometry.inside())
 
 
 def _gathered(held: Held, slots: np.ndarray, geometry: Geometry) -> Tensor:

@@ -58,6 +58,10 @@ class Run:
         return self.folder / "examples.npz"
 
     @property
+    def replaced(self) -> Path:
+        return self.folder / "replaced.json"
+
+    @property
     def result(self) -> Path:
         return self.folder / "result.json"
 
@@ -122,10 +126,10 @@ def open_run(out: Path, recipe: Recipe, class_name: str, objective: str, seed: i
 
 
 def _defining(recipe: Recipe) -> Recipe:
-    """The recipe without what changes no run: the objectives that it lists, how fast images are decoded, and how often
-    a checkpoint is written."""
-    loader = LoaderSpec(bad_images=recipe.loader.bad_images)
-    return replace(recipe, objectives=(), loader=loader, train=replace(recipe.train, checkpoint_every_s=0.0))
+    """The recipe without what changes no run: the objectives that it lists, how images are read, decoded and held, and
+    how often a checkpoint is written."""
+    train = replace(recipe.train, resident="auto", checkpoint_every_s=0.0)
+    return replace(recipe, objectives=(), loader=LoaderSpec(), train=train)
 
 
 def find_runs(folders: Iterable[Path]) -> list[Run]:

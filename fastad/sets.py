@@ -21,7 +21,7 @@ from fastad.progress import say
 from fastad.ranks import processes_here
 from fastad.reader import ShardReader
 from fastad.recipe import Recipe
-from fastad.resident import Held, bytes_held, hold
+from fastad.resident import bytes_held, hold
 from fastad.synsets import holds_synsets, synsets
 from fastad.view import View, content_hashes, select
 
@@ -35,13 +35,13 @@ RESIDENT_SHARE = 0.4
 @dataclass(frozen=True, eq=False)
 class Sets:
     """The open shard sets of a recipe; images of the test split of `never_oe` must not be OE. `shape_hwc`: of the
-    images in batches. `held`: what a device holds of each set, by what it was made of."""
+    images in batches. `held`: the sources whose images a device holds, by role, and a hash of their rows."""
 
     nominal: ShardReader
     oe: tuple[ShardReader, ...]
     shape_hwc: tuple[int, int, int]
     never_oe: Manifest | None = None
-    held: dict[str, tuple[str, Held]] = field(default_factory=dict)
+    held: dict[str, tuple[str, Source]] = field(default_factory=dict)
 
     def fingerprint(self) -> list[str]:
         """What a checkpoint must agree with beside its recipe: the images it is trained on, or must not be."""
@@ -136,11 +136,20 @@ def one_vs_rest(sets: Sets, class_name: str) -> tuple[np.ndarray, np.ndarray]:
     return rows, target
 
 
-def training_sources(recipe: Recipe, sets: Sets, plan: Plan, device: torch.device, faults: Faults) -> list[Source]:
-    """Where the images of each of the plan's streams come from."""
+def training_sources(recipe: Recipe, sets: Sets, plan: Plan, device: torch.device) -> list[Source]:
+    """Where the images of each of the plan's streams come from, and, as the recipe says, those that stand in for bad
+    ones."""
     reads = [plan.steps * stream.batch for stream in plan.streams]
     named = zip(plan.streams, (sets.nominal, *sets.oe), reads, strict=False)
-    return [_source(recipe, sets, stream.name, reader, stream.rows, n, device, faults) for stream, reader, n in named]
+    return [
+        _source(recipe, sets, stream.name, reader, stream.rows, n, device, stream_faults(recipe, stream))
+        for stream, reader, n in named
+    ]
+
+
+def stream_faults(recipe: Recipe, stream: Stream) -> Faults:
+    """What may become of a stream's bad images, as the recipe says."""
+    return Faults(stream.rows) if recipe.loader.bad_images == "replace" else Faults()
 
 
 def testing_source(recipe: Recipe, sets: Sets, rows: np.ndarray, device: torch.device) -> Source:
@@ -160,9 +169,8 @@ def _source(
     faults: Faults,
 ) -> Source:
     key = hashlib.sha256(np.ascontiguousarray(rows).data).hexdigest()
-    known, held = sets.held.get(role, ("", None))
-    if known == key:
-        return Source(reader, held)
+    if role in sets.held and sets.held[role][0] == key:
+        return sets.held[role][1]
     # What another class or seed held is of no more use.
     sets.held.pop(role, None)
     choice, needed = recipe.train.resident, bytes_held(reader, rows, recipe.augment)
@@ -174,10 +182,10 @@ def _source(
             f"of what is free on the {device.type}: use auto"
         )
     if choice == "off" or not fits or (choice == "auto" and not small and reads < 2 * len(rows)):
-        return Source(reader)
-    held = hold(reader, rows, recipe.augment, device, recipe.loader, faults)
-    sets.held[role] = key, held
-    return Source(reader, held)
+        return Source(reader, faults=faults)
+    source = Source(reader, hold(reader, rows, recipe.augment, device, recipe.loader, faults), faults)
+    sets.held[role] = key, source
+    return source
 
 
 def free_bytes(device: torch.device) -> int:

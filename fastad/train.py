@@ -11,8 +11,8 @@ import pickle
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -20,14 +20,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from fastad.dali import Faults
 from fastad.errors import FastadError, Interrupted
-from fastad.evaluate import describe, measure, score_batches, write_examples, write_scores
+from fastad.evaluate import describe, measure, score_batches, write_examples, write_replaced, write_scores
 from fastad.files import append_line, write_text
 from fastad.group import Member, Workbench, set_learning_rate, step
 from fastad.networks import parameter_count
 from fastad.objectives import Objective, find
-from fastad.pipeline import evaluation_batches, train_batches
+from fastad.pipeline import Source, evaluation_batches, train_batches
 from fastad.plan import Plan
 from fastad.progress import progress, say
 from fastad.ranks import Agreed, of_all, of_first, share
@@ -117,10 +116,12 @@ def train(
         # Made again rather than kept: with all of ImageNet-22K as OE, one plan holds 0.1 GB of rows.
         plan = make_plan(recipe, sets, class_name, seed, uses_oe)
         for group in _groups(workbench, sets, plan, due):
-            faults = Faults()
-            _train_group(workbench, sets, plan, tuner, group, faults, label, stop)
-            _join_faults(faults)
-            results |= of_first(_evaluate_group, workbench, sets, plan, group, faults)
+            sources = training_sources(recipe, sets, plan, device)
+            for training in group:
+                _recall_faults(training, plan, sources)
+            _train_group(workbench, sets, plan, sources, tuner, group, label, stop)
+            _join_faults(sources)
+            results |= of_first(_evaluate_group, workbench, sets, plan, sources, group)
     return [results[run.folder] for runs in runs_of for run in runs]
 
 
@@ -138,7 +139,8 @@ def _finished(runs: list[Run]) -> dict[Path, RunResult]:
 
 @dataclass(eq=False)
 class _Training:
-    """A run while it trains: how far it is, and what it took in seconds."""
+    """A run while it trains: how far it is, what it took in seconds, and the images of each stream that an earlier
+    process could not decode, with the reasons."""
 
     run: Run
     member: Member
@@ -146,6 +148,7 @@ class _Training:
     train_s: float
     stall_s: float
     verdict: Verdict | None = None
+    faults: dict[str, dict[int, str]] = field(default_factory=dict)
 
 
 def _groups(
@@ -154,38 +157,48 @@ def _groups(
     """The runs that are due, as groups of equal progress, so that each group can share its batches."""
     trainings = []
     for run, objective in due:
-        saved = of_first(_read_checkpoint, run, sets)
+        saved = of_first(_read_checkpoint, run, sets, _plan_of(objective, plan))
         compiled = saved["member"]["compiled"] if saved else workbench.compiles(plan.steps)
         training = _Training(run, workbench.member(objective, run.seed, compiled), 0, 0.0, 0.0)
         if saved:
             training.member.load(saved["member"])
             training.step, training.train_s, training.stall_s = saved["step"], saved["train_s"], saved["stall_s"]
+            training.faults = saved["faults"]
         trainings.append(training)
     trainings.sort(key=lambda training: training.step)
     for _, group in itertools.groupby(trainings, key=lambda training: training.step):
         yield list(group)
 
 
+def _plan_of(objective: Objective, plan: Plan) -> list[str]:
+    """What a checkpoint must agree with beside its shards: the streams that the objective sees."""
+    return list(plan.fingerprints if objective.uses_oe else plan.fingerprints[:1])
+
+
+def _recall_faults(training: _Training, plan: Plan, sources: Sequence[Source]) -> None:
+    for stream, source in zip(plan.streams, sources, strict=True):
+        for row, reason in training.faults.get(stream.name, {}).items():
+            source.faults.note(row, reason)
+
+
 def _train_group(
     workbench: Workbench,
     sets: Sets,
     plan: Plan,
+    sources: Sequence[Source],
     tuner: Tuner,
     group: list[_Training],
-    faults: Faults,
     label: str,
     stop: Callable[[], int],
 ) -> None:
     """Steps every member through the plan's batches; the host waits for the device at the end of an epoch only."""
     recipe, start, members = workbench.recipe, group[0].step, [training.member for training in group]
-    sources = training_sources(recipe, sets, plan, workbench.device, faults)
-    batches = train_batches(
+    made = train_batches(
         plan,
         sources,
         recipe.augment,
         workbench.device,
         loader=tuner.loader(plan, sources),
-        faults=faults,
         start_step=start,
         share=share(),
         compiled=workbench.compiles(plan.steps),
@@ -197,7 +210,7 @@ def _train_group(
     earlier_s, earlier_stall_s = group[0].train_s, group[0].stall_s
     stall_s, counted, counted_at = 0.0, start, time.perf_counter()
     saved_at = counted_at
-    with progress(f"{label} {names}", plan.steps, unit="steps", done=start) as advance:
+    with closing(made) as batches, progress(f"{label} {names}", plan.steps, unit="steps", done=start) as advance:
         for number in range(start, plan.steps):
             epoch, place = divmod(number, plan.steps_per_epoch)
             if number == start or place == 0:
@@ -232,7 +245,7 @@ def _train_group(
                 advance(0, f"loss {', '.join(f'{loss:.4f}' for loss in losses)}, {waiting}")
             if saves:
                 for training in group if is_first else ():
-                    _write_checkpoint(training, sets)
+                    _write_checkpoint(training, sets, plan, sources)
                 saved_at = time.perf_counter()
             if asked:
                 of_all(number)  # none ends before the first has written
@@ -246,13 +259,12 @@ def _train_group(
             training.verdict = verdict
 
 
-def _join_faults(faults: Faults) -> None:
-    """Takes up what other ranks found of images that cannot be decoded, and says it."""
-    for other in of_all(faults)[1:]:
-        for key in sorted(other.reasons.keys() - faults.reasons.keys()):
-            say(f"image {key} could not be decoded ({other.reasons[key]}); another stood in for it")
-        faults.stand_in = other.stand_in | faults.stand_in
-        faults.reasons = other.reasons | faults.reasons
+def _join_faults(sources: Sequence[Source]) -> None:
+    """Takes up which images other ranks could not decode."""
+    for others in of_all([source.faults.reason for source in sources])[1:]:
+        for source, reasons in zip(sources, others, strict=True):
+            for row, reason in reasons.items():
+                source.faults.note(row, reason)
 
 
 def _mean_losses(group: list[_Training], steps: int) -> list[float]:
@@ -289,7 +301,7 @@ def _cut_log(run: Run, start: int) -> None:
 
 
 def _evaluate_group(
-    workbench: Workbench, sets: Sets, plan: Plan, group: list[_Training], faults: Faults
+    workbench: Workbench, sets: Sets, plan: Plan, sources: Sequence[Source], group: list[_Training]
 ) -> dict[Path, RunResult]:
     """Scores the test images with all members in one pass; writes model, scores and examples, and results last."""
     rows, target = one_vs_rest(sets, group[0].run.class_name)
@@ -308,6 +320,8 @@ def _evaluate_group(
         save_tensors(run.model, member.model.state_dict())
         write_scores(run, described)
         write_examples(run, sets.nominal, rows, described)
+        seen = sources if member.objective.uses_oe else sources[:1]
+        write_replaced(run, seen)
         results[run.folder] = RunResult(
             recipe=run.recipe.name,
             class_name=run.class_name,
@@ -319,7 +333,7 @@ def _evaluate_group(
                 "oe": sum(len(stream.rows) for stream in plan.oe) if member.objective.uses_oe else 0,
                 "test_nominal": int((target == 0).sum()),
                 "test_anomalous": int((target == 1).sum()),
-                "replaced": len(faults.stand_in),
+                "replaced": sum(len(source.faults.reason) for source in seen),
                 "steps": plan.steps,
                 "parameters": parameter_count(member.model),
             },
@@ -341,9 +355,13 @@ def _evaluate_group(
     return results
 
 
-def _write_checkpoint(training: _Training, sets: Sets) -> None:
+def _write_checkpoint(training: _Training, sets: Sets, plan: Plan, sources: Sequence[Source]) -> None:
     state = {
         "fingerprint": sets.fingerprint(),
+        "plan": _plan_of(training.member.objective, plan),
+        "faults": {
+            stream.name: source.faults.reason.copy() for stream, source in zip(plan.streams, sources, strict=True)
+        },
         "step": training.step,
         "train_s": training.train_s,
         "stall_s": training.stall_s,
@@ -352,17 +370,23 @@ def _write_checkpoint(training: _Training, sets: Sets) -> None:
     save_tensors(training.run.checkpoint, state)
 
 
-def _read_checkpoint(run: Run, sets: Sets) -> dict[str, Any] | None:
-    """The checkpoint of a run that was interrupted, if there is one."""
+def _read_checkpoint(run: Run, sets: Sets, plan: list[str]) -> dict[str, Any] | None:
+    """The checkpoint of a run that was interrupted, if there is one; raises `FastadError` for one of other shards or of
+    another plan, which would go on with other batches than it began with."""
     if not run.checkpoint.is_file():
         return None
     try:
         saved: dict[str, Any] = torch.load(run.checkpoint, map_location="cpu", weights_only=True)
-        fingerprint = saved["fingerprint"]
+        fingerprint, begun = saved["fingerprint"], saved["plan"]
     except (OSError, RuntimeError, EOFError, KeyError, pickle.UnpicklingError) as error:
         raise FastadError(f"{run.checkpoint} cannot be read: remove it to train this run anew") from error
     if fingerprint != sets.fingerprint():
         raise FastadError(
             f"{run.folder} was begun with other shards: remove it, or train with the shards it began with"
+        )
+    if begun != plan:
+        raise FastadError(
+            f"{run.folder} was begun with another order of images, by another version of fastad or NumPy, say: "
+            "remove it, or train with the version it began with"
         )
     return saved

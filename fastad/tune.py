@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from fastad.dali import TUNED, Faults, LoaderSpec, dali_crops
+from fastad.dali import TUNED, LoaderSpec, dali_crops
 from fastad.errors import FastadError
 from fastad.feed import planned
 from fastad.files import cache_home, locked, write_json
@@ -126,12 +126,12 @@ def _sweep(
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """The settings found, one after another, and each rate measured, the chosen settings' last; no settings where that
     does not pay for so many images."""
-    best, faults = recipe.loader.settled(), Faults()
+    best = recipe.loader.settled()
     if images < FROM_IMAGES:
         return {}, []
 
     def rate(loader: LoaderSpec) -> float:
-        return _images_per_s(recipe, plan, decoded, device, loader, faults)
+        return _images_per_s(recipe, plan, decoded, device, loader)
 
     # This also brings what the first batches are read from into memory, for all that are compared.
     started, rate_untuned = time.perf_counter(), rate(best)
@@ -151,9 +151,7 @@ def _sweep(
     return {name: getattr(best, name) for name in values}, measured
 
 
-def _images_per_s(
-    recipe: Recipe, plan: Plan, decoded: Decoded, device: torch.device, loader: LoaderSpec, faults: Faults
-) -> float:
+def _images_per_s(recipe: Recipe, plan: Plan, decoded: Decoded, device: torch.device, loader: LoaderSpec) -> float:
     """How fast the plan's first batches are decoded, with the draws of its training; a short plan goes on beyond its
     end."""
     plan = replace(plan, epochs=ENDLESS_EPOCHS)
@@ -161,7 +159,7 @@ def _images_per_s(
         crops = []
         for stream, source in decoded:
             wanted = planned(plan, stream, recipe.augment, start_step=0, share=WHOLE_BATCH)
-            made = dali_crops(source.reader, wanted, recipe.augment, device, loader, faults)
+            made = dali_crops(source.reader, wanted, recipe.augment, device, loader, source.faults)
             crops.append(opened.enter_context(closing(made)))
         batches = zip(*crops, strict=True)
         # What was made ahead while nobody asked is not counted.

@@ -18,7 +18,8 @@ from fastad import __version__, cli
 from fastad.listing import converter_names
 from fastad.manifest import open_set
 from fastad.reader import ShardReader
-from fastad.recipe import Recipe, dump
+from fastad.recipe import Recipe, dump, load
+from fastad.sets import make_plan, open_sets
 
 # Levels, on average over an image: what rounding Pillow's resizing and torchvision's of tensors differ in, and what a
 # JPEG of quality 95 loses of a grainy photograph.
@@ -80,6 +81,22 @@ def test_python_dash_m_and_the_installed_command_are_the_same() -> None:
     one = subprocess.run([sys.executable, "-m", "fastad", "--version"], capture_output=True, text=True)
     other = subprocess.run([Path(sys.executable).parent / "fastad", "--version"], capture_output=True, text=True)
     assert one.stdout == other.stdout == f"fastad {__version__}\n"
+
+
+def test_a_batch_is_drawn_nominal_above_oe(fastad: Shell, home: Path, toml: Path, tmp_path: Path) -> None:
+    found = tmp_path / "batch.png"
+    done = fastad("inspect", "--batch", toml, found, "--shards", home, "--class", "middle", "--seed", 2)
+    assert done.code == 0, done.err
+    with Image.open(found) as picture:
+        pixels = np.asarray(picture.convert("L"))
+    recipe_ = load(str(toml))
+    sets = open_sets(recipe_, home)
+    plan = make_plan(recipe_, sets, "middle", seed=2)
+    for reader, rows, top in zip((sets.nominal, *sets.oe), plan.epoch(0), (16, 91), strict=True):
+        for column, image in enumerate(reader.pixels(rows[0])):
+            left = 3 + column * 59
+            np.testing.assert_array_equal(pixels[top : top + 56 : 2, left : left + 56 : 2], image[..., 0])
+    assert "unknown class" in fastad("inspect", "--batch", toml, found, "--shards", home, "--class", "midle").error
 
 
 def test_from_raw_images_to_a_report(fastad: Shell, home: Path, toml: Path, tmp_path: Path) -> None:

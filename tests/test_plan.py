@@ -154,3 +154,26 @@ def test_reading_shard_by_shard_mixes_classes_as_a_permutation_does() -> None:
 
     assert entropy("shards") == pytest.approx(entropy("permutation"), abs=0.03)
     assert entropy("permutation") > 5.9
+
+
+def test_fingerprints_tell_whatever_changes_a_batch_of_their_stream() -> None:
+    def plan(seed: int = 1, epochs: int = 2, **oe: object) -> Plan:
+        fields: dict[str, object] = {"rows": np.arange(100, 160), "batch": 8, "order": "cyclic"} | oe
+        streams = (Stream("nominal", np.arange(40), 8), Stream("oe", **fields))  # type: ignore[arg-type]
+        return Plan(streams, seed, epochs)
+
+    nominal, oe = plan().fingerprints
+    assert plan().fingerprints == (nominal, oe)
+    others: list[dict[str, object]] = [
+        {"rows": np.arange(100, 159)},
+        {"rows": np.arange(101, 161)},
+        {"batch": 16},
+        {"order": "with-replacement"},
+    ]
+    for other in others:
+        found = plan(**other).fingerprints  # type: ignore[arg-type]
+        assert found[0] == nominal
+        assert found[1] != oe
+    for changed in (plan(seed=2), plan(epochs=3)):
+        assert changed.fingerprints[0] != nominal
+        assert changed.fingerprints[1] != oe

@@ -22,7 +22,6 @@ import torch
 from torch import distributed as dist
 from torch import nn
 
-from fastad.dali import Faults
 from fastad.errors import Interrupted
 from fastad.evaluate import read_scores
 from fastad.group import Workbench
@@ -101,7 +100,7 @@ def batches_of(recipe: Recipe, home: Path) -> dict[str, np.ndarray]:
     """Rows [steps, b] and pixels of a process's share of every batch."""
     sets = open_sets(recipe, home)
     plan = make_plan(recipe, sets, "middle", 1)
-    sources = training_sources(recipe, sets, plan, CPU, Faults())
+    sources = training_sources(recipe, sets, plan, CPU)
     batches = list(train_batches(plan, sources, recipe.augment, CPU, share=share()))
     return {
         "row": np.stack([batch.row for batch in batches]),

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from fastad.dali import LoaderSpec
 from fastad.errors import FastadError
 from fastad.recipe import Recipe
 from fastad.run import (
@@ -61,6 +62,18 @@ def test_another_recipes_run_is_refused_with_what_differs(recipe: Recipe, tmp_pa
 def test_the_objectives_that_a_recipe_lists_do_not_make_it_another(recipe: Recipe, tmp_path: Path) -> None:
     run = open_run(tmp_path, recipe, "middle", "hsc", 1)
     assert open_run(tmp_path, replace(recipe, objectives=("bce",)), "middle", "hsc", 1).folder == run.folder
+
+
+def test_how_images_are_read_and_held_makes_no_other_run(recipe: Recipe, tmp_path: Path) -> None:
+    run = open_run(tmp_path, recipe, "middle", "hsc", 1)
+    other = replace(
+        recipe,
+        loader=LoaderSpec(threads=3, prefetch=5, hw_decoder_load=0.1, bad_images="stop"),
+        train=replace(recipe.train, resident="off", checkpoint_every_s=1.0),
+    )
+    assert open_run(tmp_path, other, "middle", "hsc", 1).folder == run.folder
+    with pytest.raises(FastadError, match="holds a run of another recipe"):
+        open_run(tmp_path, replace(recipe, train=replace(recipe.train, compile="on")), "middle", "hsc", 1)
 
 
 def test_classes_whose_names_give_one_folder_are_refused(recipe: Recipe, tmp_path: Path) -> None:

@@ -17,7 +17,6 @@ from conftest import run_with_small_files
 from torch import nn
 
 from fastad import sets as sets_module
-from fastad.dali import Faults
 from fastad.errors import FastadError, Interrupted
 from fastad.evaluate import read_scores
 from fastad.group import Workbench, set_learning_rate, step
@@ -41,7 +40,7 @@ def run(recipe: Recipe, home: Path, out: Path, **fields: object) -> list[RunResu
 
 
 def batches_of(recipe: Recipe, sets: Sets, plan: Plan) -> Iterator[Batch]:
-    return train_batches(plan, training_sources(recipe, sets, plan, CPU, Faults()), recipe.augment, CPU)
+    return train_batches(plan, training_sources(recipe, sets, plan, CPU), recipe.augment, CPU)
 
 
 def scores(out: Path) -> dict[str, np.ndarray]:
@@ -283,7 +282,7 @@ def test_what_fits_is_held_and_gives_the_same_batches(
     asked = replace(recipe, train=replace(recipe.train, resident=choice))
     sets = open_sets(asked, home)
     plan = make_plan(asked, sets, "middle", 1)
-    sources = training_sources(asked, sets, plan, CPU, Faults())
+    sources = training_sources(asked, sets, plan, CPU)
     assert [source.held is not None for source in sources] == [held, held]
     reference = batches_of(recipe, open_sets(recipe, home), plan)
     for one, other in zip(train_batches(plan, sources, asked.augment, CPU), reference, strict=True):
@@ -297,7 +296,7 @@ def test_what_is_to_be_held_and_does_not_fit_is_said(
     asked = replace(recipe, train=replace(recipe.train, resident="on"))
     sets = open_sets(asked, home)
     with pytest.raises(FastadError, match=r"train\.resident=on: the 40 nominal images need 31,360 bytes, more"):
-        training_sources(asked, sets, make_plan(asked, sets, "middle", 1), CPU, Faults())
+        training_sources(asked, sets, make_plan(asked, sets, "middle", 1), CPU)
 
 
 def test_oe_images_that_stand_in_the_test_split_can_be_left_out(recipe: Recipe, home: Path, tmp_path: Path) -> None:
@@ -419,6 +418,9 @@ def test_a_damaged_checkpoint_and_one_of_other_shards_are_said(recipe: Recipe, h
     saved = torch.load(found.checkpoint, weights_only=True)
     torch.save(saved | {"fingerprint": ["other", "shards"]}, found.checkpoint)
     with pytest.raises(FastadError, match="was begun with other shards: remove it"):
+        run(recipe, home, tmp_path, objectives=["hsc"])
+    torch.save(saved | {"plan": ["other", "rows"]}, found.checkpoint)
+    with pytest.raises(FastadError, match="was begun with another order of images"):
         run(recipe, home, tmp_path, objectives=["hsc"])
     found.checkpoint.write_bytes(found.checkpoint.read_bytes()[:1000])
     with pytest.raises(FastadError, match=r"checkpoint\.pt cannot be read: remove it"):

@@ -15,7 +15,7 @@ from torch import nn
 from fastad import networks, shard, tune
 from fastad import train as train_module
 from fastad.augment import AugmentSpec
-from fastad.dali import Faults, LoaderSpec
+from fastad.dali import LoaderSpec
 from fastad.evaluate import read_scores
 from fastad.listing import Converter
 from fastad.manifest import Sample
@@ -100,7 +100,7 @@ def choose(photos: Path) -> Choose:
 
     def chosen(recipe: Recipe, device: torch.device = CPU, runs: int = 1_000_000) -> LoaderSpec:
         sets, plan = opened(recipe, photos)
-        return Tuner(recipe, device, runs=runs).loader(plan, training_sources(recipe, sets, plan, CPU, Faults()))
+        return Tuner(recipe, device, runs=runs).loader(plan, training_sources(recipe, sets, plan, CPU))
 
     return chosen
 

@@ -12,7 +12,6 @@ import torch
 
 from fastad import train as train_module
 from fastad import verdict as verdict_module
-from fastad.dali import Faults
 from fastad.evaluate import read_scores
 from fastad.group import Workbench, step
 from fastad.objectives import find
@@ -104,7 +103,7 @@ def test_replaying_leaves_members_as_they_were(
     monkeypatch.setattr(verdict_module, "step", counted)
     sets = open_sets(read_each_time, home)
     plan = make_plan(read_each_time, sets, "middle", 1)
-    sources = training_sources(read_each_time, sets, plan, CPU, Faults())
+    sources = training_sources(read_each_time, sets, plan, CPU)
     one, other, last = train_batches(plan, sources, read_each_time.augment, CPU), [], None
     members = [Workbench(read_each_time, (28, 28, 1), CPU).member(find("hsc"), 1, False) for _ in range(2)]
     for batch in one:
@@ -140,7 +139,7 @@ def test_where_images_are_held_on_the_cpu_or_the_machine_is_busy_the_hosts_clock
         monkeypatch.setattr(verdict_module, "QUIET", quiet)
         sets = open_sets(asked, home)
         plan = make_plan(asked, sets, "middle", 1)
-        sources = training_sources(asked, sets, plan, CPU, Faults())
+        sources = training_sources(asked, sets, plan, CPU)
         batch = next(train_batches(plan, sources, asked.augment, CPU))
         member = Workbench(asked, (28, 28, 1), CPU).member(find("hsc"), 1, False)
         found = judge([member], batch, Pace(100, 20.0, 2.0), sources)
