@@ -125,11 +125,12 @@ def _crops(
 
 
 def _finished(parts: Sequence[Crops], target: torch.Tensor, finish: Finish) -> Batch:
-    pixels = parts[0].pixels if len(parts) == 1 else torch.cat([part.pixels for part in parts])
     draws = [part.draws for part in parts if part.draws is not None]
     return Batch(
-        images=finish(pixels, Draws.joined(draws) if draws else None, _joined_bounds(parts, finish)),
-        target=target[: len(pixels)],
+        images=finish(
+            [part.pixels for part in parts], Draws.joined(draws) if draws else None, _joined_bounds(parts, finish)
+        ),
+        target=target[: sum(len(part.rows) for part in parts)],
         row=np.concatenate([part.rows for part in parts]),
     )
 

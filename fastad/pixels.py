@@ -10,9 +10,14 @@ Owns one function on tensors that runs on a GPU and on the CPU; which pixels it 
 Use: `finish = Finish(spec, (224, 224), 3, device, oe_from=128)`, then `finish(images, draws, inside)`.
 """
 
+import ctypes
 import functools
 import itertools
-from collections.abc import Sequence
+import threading
+import weakref
+from collections import defaultdict, deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
@@ -24,12 +29,15 @@ from fastad.seeds import generator
 # ITU-R 601, as torchvision and Pillow weigh colours into grey.
 GREY = (0.299, 0.587, 0.114)
 
-# On a CPU images that are larger are finished one by one, while they are in its caches (README, Development).
-LARGEST_AT_ONCE = 64 * 64
+# A CPU finishes so many pixels in one call, while they are in a core's caches (README, Development).
+PIXELS_AT_ONCE = 2**16
 
 
 class Finish:
-    """Uint8 crops → normalised float32 images; those from place `oe_from` on are OE."""
+    """Uint8 crops → normalised float32 images; those from place `oe_from` on are OE.
+
+    On a CPU a few images at a time are finished by one thread each, so that values do not depend on their number.
+    """
 
     def __init__(
         self,
@@ -42,50 +50,136 @@ class Finish:
         compiled: bool = False,
     ) -> None:
         self.spec, self.out_hw, self.device, self.oe_from = spec, out_hw, device, oe_from
-        mean, std = (np.broadcast_to(values, channels).astype(np.float32) for values in (spec.mean, spec.std))
-        self.scale, self.shift = (1 / std).tolist(), (-mean / std).tolist()
+        mean, std = (torch.from_numpy(np.broadcast_to(v, channels).astype(np.float32)) for v in (spec.mean, spec.std))
+        self.scale, self.shift = (numbers[:, None, None].to(device) for numbers in (1 / std, -mean / std))
         self.numbers = out_hw[0] * out_hw[1] * channels
         self.bank = noise_bank(self.numbers).to(device) if spec.noise_std else None
+        # Noise is added to what is normalised already.
+        self.strength = (spec.noise_std / std).expand(*out_hw, channels).contiguous().to(device)
         sigma = spec.oe_blur_sigma_px
         self.blur = [torch.from_numpy(blur_matrix(side, sigma)).to(device) for side in out_hw] if sigma else None
-        self.one_by_one = device.type == "cpu" and out_hw[0] * out_hw[1] > LARGEST_AT_ONCE
-        values = functools.partial(_values, scale=self.scale, shift=self.shift, noise_std=spec.noise_std)
-        self.values = torch.compile(values, dynamic=False) if compiled else values
+        self.at_once = max(1, PIXELS_AT_ONCE // (out_hw[0] * out_hw[1]))
+        self.threads = None if device.type == "cuda" or compiled else threads(torch.get_num_threads())
+        self.memory = _Memory()
+        self.values = torch.compile(self._values, dynamic=False) if compiled else self._values
 
-    def __call__(self, images: Tensor, draws: Draws | None = None, inside: np.ndarray | None = None) -> Tensor:
-        """`images` uint8 [B, H, W, C] on the device → float32 [B, C, H, W] on it, channels_last.
+    def __call__(
+        self, images: Tensor | Sequence[Tensor], draws: Draws | None = None, inside: np.ndarray | None = None
+    ) -> Tensor:
+        """`images` uint8 [B, H, W, C] on the device, or parts of them → float32 [B, C, H, W] on it, channels_last.
 
         `draws` None: as in testing. `inside` [B, 4]: the part of each crop that is image (`Geometry.inside`), None
         where all is.
         """
+        parts = [images] if isinstance(images, Tensor) else list(images)
         colour = bounds = None
         if draws is not None and self.spec.jitters:
             colour = moved(draws.colour, self.device)
             bounds = None if inside is None else moved(inside, self.device)
-        noise = self._noise(draws.noise, images.shape[1:]) if draws is not None and self.bank is not None else None
-        blur = self.blur if draws is not None else None
-        finished = torch.empty(images.shape, dtype=torch.float32, device=self.device)
-        for some in self._parts(len(images), blurs=blur is not None):
-            colour_, noise_, bounds_ = (None if each is None else each[some] for each in (colour, noise, bounds))
-            self.values(
-                images[some], colour_, noise_, bounds_, blur if some.start >= self.oe_from else None, finished[some]
-            )
+        blurs = draws is not None and self.blur is not None
+        shape = (sum(map(len, parts)), *parts[0].shape[1:])
+        on_cpu = self.device.type == "cpu"
+        finished = self.memory.tensor(shape) if on_cpu else torch.empty(shape, device=self.device)
+
+        @torch.no_grad()
+        def finish(some: slice, pixels: Tensor) -> None:
+            colour_, bounds_ = (None if each is None else each[some] for each in (colour, bounds))
+            noise = None if draws is None or self.bank is None else self._noise(draws.noise[some], pixels.shape)
+            blur = self.blur if blurs and some.start >= self.oe_from else None
+            self.values(pixels, colour_, noise, bounds_, blur, finished[some])
+
+        if self.threads is None:
+            together = parts[0] if len(parts) == 1 else torch.cat(parts)
+            edges = sorted({0, min(self.oe_from, len(together)), len(together)} if blurs else {0, len(together)})
+            for first, last in itertools.pairwise(edges):
+                finish(slice(first, last), together[first:last])
+        else:
+            deque(self.threads.map(finish, *zip(*self._pieces(parts), strict=True)), maxlen=0)
         return finished.permute(0, 3, 1, 2)
 
-    def _parts(self, count: int, *, blurs: bool) -> list[slice]:
-        """What is finished in one call: all images, those that are blurred apart, or each alone."""
-        if self.one_by_one:
-            return [slice(place, place + 1) for place in range(count)]
-        edges = sorted({0, min(self.oe_from, count), count} if blurs else {0, count})
-        return [slice(*edge) for edge in itertools.pairwise(edges)]
+    def _pieces(self, parts: Sequence[Tensor]) -> Iterator[tuple[slice, Tensor]]:
+        """What is finished in one call: a few images, of one part, either blurred or not."""
+        first = 0
+        for part in parts:
+            nominal = min(max(self.oe_from - first, 0), len(part))
+            for kind in (part[:nominal], part[nominal:]):
+                for pixels in kind.split(self.at_once) if len(kind) else ():
+                    yield slice(first, first + len(pixels)), pixels
+                    first += len(pixels)
 
-    def _noise(self, offset: np.ndarray, shape_hwc: Sequence[int]) -> Tensor:
-        """Each image's normals, float32 [B, H, W, C]."""
+    def _noise(self, offset: np.ndarray, shape: Sequence[int]) -> Tensor:
+        """Each image's normals, float32 [n, H, W, C]."""
         assert self.bank is not None
         if self.device.type == "cuda":
             places = moved(offset, self.device)[:, None] + torch.arange(self.numbers, device=self.device)
-            return self.bank[places].view(-1, *shape_hwc)
-        return torch.stack([self.bank[first : first + self.numbers] for first in offset.tolist()]).view(-1, *shape_hwc)
+            return self.bank[places].view(*shape)
+        pieces = [self.bank[first : first + self.numbers] for first in offset.tolist()]
+        if len(pieces) == 1:
+            return pieces[0].view(*shape)
+        noise = self.memory.tensor(shape)
+        return torch.stack(pieces, out=noise.view(len(pieces), -1)).view(*shape)
+
+    def _values(
+        self,
+        images: Tensor,
+        colour: Tensor | None,
+        noise: Tensor | None,
+        bounds: Tensor | None,
+        blur: Sequence[Tensor] | None,
+        finished: Tensor,
+    ) -> None:
+        """Finishes uint8 images [n, H, W, C] into `finished` [n, H, W, C]."""
+        planes = images.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format).mul_(1 / 255)
+        if colour is not None:
+            planes = jitter(self.spec, planes, colour, None if bounds is None else _mask(bounds, planes))
+        if blur is not None:
+            planes = blur[0] @ planes @ blur[1].T
+        finished.permute(0, 3, 1, 2).copy_(planes.mul_(self.scale).add_(self.shift))
+        if noise is not None:
+            finished.addcmul_(noise, self.strength)
+
+
+class _Memory:
+    """Memory of tensors that are gone, for new ones: to touch fresh pages costs a CPU as much as to fill them does."""
+
+    def __init__(self) -> None:
+        self.free: dict[tuple[int, ...], list[np.ndarray]] = defaultdict(list)
+
+    def tensor(self, shape: Sequence[int]) -> Tensor:
+        """An uninitialised float32 tensor; its memory comes back once nothing shares it any more."""
+        shape = tuple(shape)
+        try:
+            array = self.free[shape].pop()
+        except IndexError:
+            array = np.empty(shape, dtype=np.float32)
+        lent = array[:]
+        weakref.finalize(lent, self.free[shape].append, array).atexit = False
+        return torch.from_numpy(lent)
+
+
+@functools.cache
+def threads(count: int) -> ThreadPoolExecutor:
+    """That many threads, each of which PyTorch's operations run in alone: on a busy machine those that share an
+    operation wait for each other."""
+    keep_freed_memory()
+    pool = ThreadPoolExecutor(count, "finish", initializer=torch.set_num_threads, initargs=(1,))
+    started = threading.Barrier(count)
+    deque(pool.map(lambda _: started.wait(), range(count)), maxlen=0)
+    # A thread's number is its own, but what threads of the future begin with is set with it.
+    torch.set_num_threads(count)
+    return pool
+
+
+# mallopt(3): what is freed is kept for later instead of being given back to the system, page by page.
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _KEPT_BYTES = -1, -3, 2**25
+
+
+def keep_freed_memory() -> None:
+    """Lets glibc keep freed memory of up to 32 MiB apiece, or each operation's result is in fresh pages."""
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):
+        libc.mallopt(_M_MMAP_THRESHOLD, _KEPT_BYTES)
+        libc.mallopt(_M_TRIM_THRESHOLD, 2 * _KEPT_BYTES)
 
 
 def moved(numbers: np.ndarray, device: torch.device) -> Tensor:
@@ -94,79 +188,63 @@ def moved(numbers: np.ndarray, device: torch.device) -> Tensor:
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
-def _values(
-    images: Tensor,
-    colour: Tensor | None,
-    noise: Tensor | None,
-    bounds: Tensor | None,
-    blur: Sequence[Tensor] | None,
-    finished: Tensor,
-    *,
-    scale: Sequence[float],
-    shift: Sequence[float],
-    noise_std: float,
-) -> None:
-    """Finishes uint8 images [n, H, W, C] into `finished` [n, H, W, C], channel by channel."""
-    planes = [plane.to(torch.float32) * (1 / 255) for plane in images.unbind(-1)]
-    if colour is not None:
-        planes = jitter(planes, colour, None if bounds is None else _mask(bounds, planes[0]))
-    for channel, plane in enumerate(planes):
-        if blur is not None:
-            plane = blur[0] @ plane @ blur[1].T
-        if noise is not None:
-            plane = plane + noise_std * noise[..., channel]
-        finished[..., channel].copy_(plane * scale[channel] + shift[channel])
-
-
-def _mask(bounds: Tensor, plane: Tensor) -> Tensor:
-    """1 where a crop is image, 0 where it is padding, float32 [n, H, W]."""
+def _mask(bounds: Tensor, planes: Tensor) -> Tensor:
+    """1 where a crop is image, 0 where it is padding, float32 [n, 1, H, W]."""
     top, bottom, left, right = (bound[:, None, None] for bound in bounds.unbind(1))
-    y = torch.arange(plane.shape[1], device=plane.device)[:, None]
-    x = torch.arange(plane.shape[2], device=plane.device)
-    return ((y >= top) & (y < bottom) & (x >= left) & (x < right)).to(torch.float32)
+    y = torch.arange(planes.shape[2], device=planes.device)[:, None]
+    x = torch.arange(planes.shape[3], device=planes.device)
+    return ((y >= top) & (y < bottom) & (x >= left) & (x < right)).to(torch.float32)[:, None]
 
 
-def jitter(planes: list[Tensor], colour: Tensor, mask: Tensor | None) -> list[Tensor]:
-    """ColorJitter of planes [n, H, W] in [0, 1], by `colour` [n, 4] as in `Draws`; of grey images brightness and
-    contrast only. Padding, where `mask` is 0, stays black."""
-    brightness, contrast, saturation, hue = (numbers[:, None, None] for numbers in colour.unbind(1))
-    planes = [(plane * brightness).clamp(0, 1) for plane in planes]
-    grey = _grey(planes)
-    if mask is None:
-        pivot = grey.mean((1, 2), keepdim=True)
-    else:
-        pivot = (grey * mask).sum((1, 2), keepdim=True) / mask.sum((1, 2), keepdim=True)
-    planes = [(contrast * plane + (1 - contrast) * pivot).clamp(0, 1) for plane in planes]
-    if len(planes) == 3:
+def jitter(spec: AugmentSpec, planes: Tensor, colour: Tensor, mask: Tensor | None) -> Tensor:
+    """ColorJitter of planes [n, C, H, W] in [0, 1], which it overwrites, by `colour` [n, 4] as in `Draws`; what has no
+    range in `spec` is left out, and of grey images saturation and hue. Padding, where `mask` is 0, stays black."""
+    brightness, contrast, saturation, hue = (numbers[:, None, None, None] for numbers in colour.unbind(1))
+    coloured = planes.shape[1] == 3
+    if spec.brightness:
+        planes.mul_(brightness).clamp_(0, 1)
+    if spec.contrast:
         grey = _grey(planes)
-        planes = [(saturation * plane + (1 - saturation) * grey).clamp(0, 1) for plane in planes]
+        if mask is None:
+            pivot = grey.mean((2, 3), keepdim=True)
+        else:
+            pivot = (grey * mask).sum((2, 3), keepdim=True) / mask.sum((2, 3), keepdim=True)
+        planes.mul_(contrast).add_((1 - contrast) * pivot).clamp_(0, 1)
+    if spec.saturation and coloured:
+        planes = torch.lerp(_grey(planes), planes, saturation).clamp_(0, 1)
+    if spec.hue_turns and coloured:
         planes = _turned(planes, hue)
-    return planes if mask is None else [plane * mask for plane in planes]
+    return planes if mask is None else planes.mul_(mask)
 
 
-def _grey(planes: list[Tensor]) -> Tensor:
-    return GREY[0] * planes[0] + GREY[1] * planes[1] + GREY[2] * planes[2] if len(planes) == 3 else planes[0]
+def _grey(planes: Tensor) -> Tensor:
+    """[n, 1, H, W]."""
+    if planes.shape[1] == 1:
+        return planes
+    red, green, blue = planes.split(1, 1)
+    return (GREY[0] * red).add_(green, alpha=GREY[1]).add_(blue, alpha=GREY[2])
 
 
-def _turned(planes: list[Tensor], hue: Tensor) -> list[Tensor]:
+def _turned(planes: Tensor, hue: Tensor) -> Tensor:
     """The hue shifted by that part of a turn, in HSV: red, green and blue are v − (v − min) · clip(min(k, 4 − k), 0, 1)
-    with k = (n + 6 hue) mod 6 and n = 5, 3, 1 (Smith 1978, in one formula)."""
-    red, green, blue = planes
-    value = torch.maximum(torch.maximum(red, green), blue)
-    chroma = value - torch.minimum(torch.minimum(red, green), blue)
+    with k = (n + 6 hue) mod 6 and n = 5, 3, 1 (Smith 1978, in one formula).
+
+    Written with k = 6 t: min(k, 4 − k) is 2 − 6 |t − 1/3|, of which the fractional part of t + 1/6 gives |t − 1/3|.
+    """
+    red, green, blue = planes.split(1, 1)
+    value = torch.maximum(red, green).maximum(blue)
+    chroma = value - torch.minimum(red, green).minimum(blue)
     divisor = torch.where(chroma > 0, chroma, 1.0)
     sixth = torch.where(
         value == red,
         (green - blue) / divisor,
         torch.where(value == green, 2 + (blue - red) / divisor, 4 + (red - green) / divisor),
     )
-    sixth = sixth + 6 * hue
-    turned = []
-    for n in (5, 3, 1):
-        k = sixth + n
-        k = k - 6 * torch.floor(k / 6)
-        turned.append(value - chroma * torch.minimum(k, 4 - k).clamp(0, 1))
-    return turned
+    # Positive: the fractional part of a negative number is negative.
+    turns = sixth.mul_(1 / 6).add_(hue + (2 + 1 / 6))
+    n = torch.tensor([5 / 6, 3 / 6, 1 / 6], device=planes.device)[:, None, None]
+    parts = (turns + n).frac_().sub_(0.5).abs_().mul_(-6).add_(2).clamp_(0, 1)
+    return torch.addcmul(value, chroma, parts, value=-1)
 
 
 @functools.cache

@@ -152,8 +152,32 @@ WHOLE = AugmentSpec(
 def test_large_images_finished_one_by_one_are_as_those_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     draws = draw(WHOLE, 1, "oe", 0, 0, 6)
     at_once = finished(WHOLE, crops(6), draws, oe_from=3)
-    monkeypatch.setattr("fastad.pixels.LARGEST_AT_ONCE", 0)
+    monkeypatch.setattr("fastad.pixels.PIXELS_AT_ONCE", 1)
     np.testing.assert_allclose(finished(WHOLE, crops(6), draws, oe_from=3), at_once, atol=1e-5)
+
+
+def test_values_do_not_depend_on_the_number_of_threads() -> None:
+    draws, before, found = draw(WHOLE, 1, "oe", 0, 0, 40), torch.get_num_threads(), []
+    try:
+        for number in (1, 2, 3):
+            torch.set_num_threads(number)
+            found.append(finished(WHOLE, crops(40), draws, oe_from=17))
+            assert torch.get_num_threads() == number
+    finally:
+        torch.set_num_threads(before)
+    assert all((values == found[0]).all() for values in found)
+
+
+def test_memory_is_used_again_once_a_batch_is_gone_and_no_sooner() -> None:
+    finish = Finish(AugmentSpec(), (64, 64), 3, CPU, oe_from=0)
+    first = finish(crops(4))
+    part, place, values = first[1], first.data_ptr(), first[1].clone()
+    del first
+    assert finish(255 - crops(4)).data_ptr() != place
+    assert torch.equal(part, values)
+    del part
+    others = [finish(crops(4)).data_ptr() for _ in range(2)]
+    assert place in others
 
 
 def test_compiled_values_are_the_eager_ones() -> None:
