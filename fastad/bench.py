@@ -48,7 +48,7 @@ def measure_loader(recipe: Recipe, shards: Path, device: torch.device, repeats: 
     batches = _batches(recipe, sets, plan, device)
     plain = _plain_batches(plan, sets, recipe, device)
     rows = itertools.cycle(plan.epoch(0)[0])
-    rates = _in_turns(
+    rates = in_turns(
         {
             "fastad": lambda: len(next(batches).row),
             "plain": lambda: len(next(plain)[1]),
@@ -79,7 +79,7 @@ def measure_step(recipe: Recipe, shards: Path, device: torch.device, repeats: in
         return size * len(batch.row)
 
     plain_steps = [_plain_step(objective, plan, sets, recipe, device) for objective in objectives]
-    rates = _in_turns(
+    rates = in_turns(
         {
             "fastad_single": lambda: group_step(1),
             "plain_single": plain_steps[0],
@@ -108,7 +108,7 @@ def _batches(
     return train_batches(plan, sources, recipe.augment, device, loader=recipe.loader, compiled=compiled)
 
 
-def _in_turns(works: dict[str, Callable[[], int]], repeats: int, device: torch.device) -> Rates:
+def in_turns(works: dict[str, Callable[[], int]], repeats: int, device: torch.device) -> Rates:
     """Images per second of each work, `repeats` times, in turns so that a noisy machine is noisy for all of them."""
     for work in works.values():
         for _ in range(WARM_UP_BATCHES):
@@ -163,20 +163,25 @@ class _PlainImages(Dataset[torch.Tensor]):
         return self.transform(self.images[index])
 
 
-def _plain_transform(spec: AugmentSpec, size_px: int, oe: bool) -> Callable[[torch.Tensor], torch.Tensor]:
-    """The recipe's augmentation as a list of torchvision transforms; those that it does not ask for are left out."""
+def plain_transforms(spec: AugmentSpec, size_px: int, oe: bool) -> list[Any]:
+    """The augmentation as a list of torchvision transforms of uint8 images; those that it does not ask for are left
+    out. What moves pixels comes first, so that no more of them than needed are changed."""
     transforms: list[Any] = []
+    if spec.crop_padding_px > 0 or spec.crop_px > 0:
+        transforms.append(v2.RandomCrop(size_px, padding=spec.crop_padding_px or None))
     if spec.flip_probability > 0:
         transforms.append(v2.RandomHorizontalFlip(spec.flip_probability))
-    if spec.crop_padding_px > 0:
-        transforms.append(v2.RandomCrop(size_px, padding=spec.crop_padding_px))
+    if spec.jitters:
+        transforms.append(v2.ColorJitter(spec.brightness, spec.contrast, spec.saturation, spec.hue_turns))
     if oe and spec.oe_blur_sigma_px > 0:
         window = 2 * int(np.ceil(3 * spec.oe_blur_sigma_px)) + 1
         transforms.append(v2.GaussianBlur(window, spec.oe_blur_sigma_px))
     transforms.append(v2.ToDtype(torch.float32, scale=True))
+    if spec.noise_std > 0:
+        transforms.append(v2.GaussianNoise(sigma=spec.noise_std, clip=False))
     if spec.mean != (0.0,) or spec.std != (1.0,):
         transforms.append(v2.Normalize(list(spec.mean), list(spec.std)))
-    return v2.Compose(transforms)
+    return transforms
 
 
 def _plain_batches(
@@ -188,7 +193,8 @@ def _plain_batches(
     workers = max(1, len(os.sched_getaffinity(0)) // len(streams))
     loaders = []
     for place, (reader, rows, size) in enumerate(streams):
-        transform = _plain_transform(recipe.augment, reader.manifest.shape_hwc[0], oe=place == 1)
+        size_px = recipe.augment.crop_px or reader.manifest.shape_hwc[0]
+        transform = v2.Compose(plain_transforms(recipe.augment, size_px, oe=place >= 1))
         images = _PlainImages(reader.pixels(rows), transform)
         loaders.append(
             DataLoader(images, size, shuffle=True, drop_last=True, num_workers=workers, persistent_workers=True)

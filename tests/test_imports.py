@@ -12,7 +12,7 @@ ORDER = (
     *("manifest", "listing", "in_place", "write", "shard", "reader", "verify", "synsets", "view", "inspect", "plan"),
     *("augment", "feed", "pixels", "ahead", "dali", "resident", "pipeline", "networks", "objectives", "recipe", "sets"),
     *("run", "group", "evaluate", "train"),
-    *("tables", "figures", "page", "report", "quickstart", "bench", "bench_shard", "cli", "__main__"),
+    *("tables", "figures", "page", "report", "quickstart", "bench", "bench_loader", "bench_shard", "cli", "__main__"),
 )
 LIGHT = {"manifest", "synsets", "view", "plan", "augment", "reader", "shard", "verify", "inspect"}
 
