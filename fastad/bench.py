@@ -48,7 +48,7 @@ def measure_loader(recipe: Recipe, shards: Path, device: torch.device, repeats: 
     batches = _batches(recipe, sets, plan, device)
     plain = _plain_batches(plan, sets, recipe, device)
     rows = itertools.cycle(plan.epoch(0)[0])
-    rates = in_turns(
+    rates = _in_turns(
         {
             "fastad": lambda: len(next(batches).row),
             "plain": lambda: len(next(plain)[1]),
@@ -79,7 +79,7 @@ def measure_step(recipe: Recipe, shards: Path, device: torch.device, repeats: in
         return size * len(batch.row)
 
     plain_steps = [_plain_step(objective, plan, sets, recipe, device) for objective in objectives]
-    rates = in_turns(
+    rates = _in_turns(
         {
             "fastad_single": lambda: group_step(1),
             "plain_single": plain_steps[0],
@@ -108,7 +108,7 @@ def _batches(
     return train_batches(plan, sources, recipe.augment, device, loader=recipe.loader, compiled=compiled)
 
 
-def in_turns(works: dict[str, Callable[[], int]], repeats: int, device: torch.device) -> Rates:
+def _in_turns(works: dict[str, Callable[[], int]], repeats: int, device: torch.device) -> Rates:
     """Images per second of each work, `repeats` times, in turns so that a noisy machine is noisy for all of them."""
     for work in works.values():
         for _ in range(WARM_UP_BATCHES):
@@ -117,12 +117,12 @@ def in_turns(works: dict[str, Callable[[], int]], repeats: int, device: torch.de
     with progress("bench", repeats * len(works), unit="measurements") as advance:
         for _ in range(repeats):
             for name, work in works.items():
-                rates[name].append(_rate(work, device))
+                rates[name].append(rate(work, device))
                 advance()
     return rates
 
 
-def _rate(work: Callable[[], int], device: torch.device) -> float:
+def rate(work: Callable[[], int], device: torch.device) -> float:
     """Images per second of calling `work` over and over; waits for the device before it stops the clock."""
     images, started = 0, time.perf_counter()
     while time.perf_counter() - started < SECONDS_A_MEASUREMENT:

@@ -27,18 +27,20 @@ from torchvision.transforms import v2
 
 from fastad import shard
 from fastad.augment import AugmentSpec
-from fastad.bench import ENDLESS_EPOCHS, in_turns, plain_transforms
+from fastad.bench import ENDLESS_EPOCHS, WARM_UP_BATCHES, plain_transforms, rate
 from fastad.dali import Faults, LoaderSpec
 from fastad.listing import Converter
 from fastad.manifest import Manifest, Sample, open_set
-from fastad.pipeline import Batch, Source, train_batches
+from fastad.pipeline import Source, train_batches
 from fastad.plan import Plan, Stream
+from fastad.progress import progress
 from fastad.reader import ShardReader
 from fastad.resident import hold
 from fastad.run import environment
 from fastad.seeds import generator
 
-BATCH = 128
+# A plain worker's batch of 256 photographs is seconds of work, too coarse to measure; smaller ones cost no more.
+BATCH, PLAIN_BATCH = 128, 32
 PHOTOGRAPHS, SMALL_IMAGES = 2_048, 20_000
 
 # Batches after which the process's memory is read: once all is warm, and much later.
@@ -89,22 +91,18 @@ def measure_cases(device: torch.device, repeats: int) -> dict[str, Any]:
             _convert(name, samples(raw), home)
         for name, case in CASES.items():
             manifest = open_set(home / case.set_name)
-            batches, plain = _batches(case, manifest, device), _plain_batches(case, manifest, device)
-            works: dict[str, Callable[[], int]] = {
-                # Its workers are forked before threads are at work here.
-                f"plain_{name}": functools.partial(_counted, plain),
-                name: functools.partial(_counted, batches),
+            works: dict[str, Callable[[], Generator[int, None, None]]] = {
+                name: functools.partial(_batches, case, manifest, device),
+                f"plain_{name}": functools.partial(_plain_batches, case, manifest, device),
             }
             if manifest.common_shape_hwc is not None:
-                works[f"{name}_reader"] = _reads(manifest)
-            each |= (rates := in_turns(works, repeats, device))
-            rate = {key: median(values) for key, values in rates.items()}
-            found[f"{name}_ratio"] = round(rate[name] / rate[f"plain_{name}"], 2)
-            if f"{name}_reader" in rate:
-                found[f"{name}_to_reader_ratio"] = round(rate[name] / rate[f"{name}_reader"], 2)
-            found |= {f"{key}_images_per_s": round(value, 1) for key, value in rate.items()}
-            batches.close()
-            plain.close()
+                works[f"{name}_reader"] = functools.partial(_reads, manifest)
+            each |= (rates := _in_turns(name, works, repeats, device))
+            medians = {key: median(values) for key, values in rates.items()}
+            found[f"{name}_ratio"] = round(medians[name] / medians[f"plain_{name}"], 2)
+            if f"{name}_reader" in medians:
+                found[f"{name}_to_reader_ratio"] = round(medians[name] / medians[f"{name}_reader"], 2)
+            found |= {f"{key}_images_per_s": round(value, 1) for key, value in medians.items()}
         found["resident_mib"] = _memory(replace(CASES["small"], resident=False), open_set(home / "small"), device)
     return found | {
         "each_images_per_s": {name: [round(value, 1) for value in values] for name, values in each.items()},
@@ -116,9 +114,21 @@ def measure_cases(device: torch.device, repeats: int) -> dict[str, Any]:
     }
 
 
-def _counted(batches: Iterator[Batch | torch.Tensor]) -> int:
-    batch = next(batches)
-    return len(batch) if isinstance(batch, torch.Tensor) else len(batch.row)
+def _in_turns(
+    what: str, works: dict[str, Callable[[], Generator[int, None, None]]], repeats: int, device: torch.device
+) -> dict[str, list[float]]:
+    """Images per second of each work, `repeats` times; each is closed before the next begins, as workers that fill
+    their queues would take the cores from it."""
+    rates: dict[str, list[float]] = {key: [] for key in works}
+    with progress(f"bench {what}", repeats * len(works), unit="measurements") as advance:
+        for _ in range(repeats):
+            for key, work in works.items():
+                with closing(work()) as batches:
+                    for _ in range(WARM_UP_BATCHES):
+                        next(batches)
+                    rates[key].append(rate(functools.partial(next, batches), device))
+                advance()
+    return rates
 
 
 def _photographs(raw: Path) -> Iterator[Sample]:
@@ -157,7 +167,8 @@ def _convert(name: str, samples: Iterator[Sample], home: Path) -> None:
     shard.convert_with(converter, None, home)
 
 
-def _batches(case: Case, manifest: Manifest, device: torch.device) -> Generator[Batch, None, None]:
+def _batches(case: Case, manifest: Manifest, device: torch.device) -> Generator[int, None, None]:
+    """fastad's batches, without end; their sizes."""
     reader = ShardReader(manifest)
     rows = np.arange(len(manifest.key))
     plan = Plan((Stream("nominal", rows[::2], BATCH), Stream("oe", rows[1::2], BATCH)), 1, ENDLESS_EPOCHS)
@@ -165,15 +176,17 @@ def _batches(case: Case, manifest: Manifest, device: torch.device) -> Generator[
         Source(reader, hold(reader, stream.rows, case.spec, device, LoaderSpec(), Faults()) if case.resident else None)
         for stream in plan.streams
     ]
-    return train_batches(plan, sources, case.spec, device)
+    with closing(train_batches(plan, sources, case.spec, device)) as batches:
+        for batch in batches:
+            yield len(batch.row)
 
 
-def _reads(manifest: Manifest) -> Callable[[], int]:
+def _reads(manifest: Manifest) -> Generator[int, None, None]:
     """Bare reads of as many random rows as a batch has."""
     reader = ShardReader(manifest)
     order = generator(0, "bench", "reads").permutation(len(manifest.key))
-    parts = itertools.cycle(np.array_split(order, len(order) // (2 * BATCH)))
-    return lambda: len(reader.pixels(next(parts)))
+    for part in itertools.cycle(np.array_split(order, len(order) // (2 * BATCH))):
+        yield len(reader.pixels(part))
 
 
 def _torchvision(key: str, data: bytes) -> torch.Tensor | None:
@@ -190,7 +203,7 @@ CASES = {
 }
 
 
-def _plain_batches(case: Case, manifest: Manifest, device: torch.device) -> Generator[torch.Tensor, None, None]:
+def _plain_batches(case: Case, manifest: Manifest, device: torch.device) -> Generator[int, None, None]:
     """The same work by webdataset, torchvision and a `DataLoader`; without end."""
     extension = manifest.extension[0].decode()
     transform = v2.Compose([v2.ToImage(), *plain_transforms(case.spec, case.spec.crop_px, oe=False)])
@@ -204,10 +217,10 @@ def _plain_batches(case: Case, manifest: Manifest, device: torch.device) -> Gene
             .decode(case.decode)
             .to_tuple(extension)
             .map_tuple(transform)
-            .batched(2 * BATCH, collation_fn=_stacked)
+            .batched(PLAIN_BATCH, collation_fn=_stacked)
         )
-        for batch in DataLoader(images, batch_size=None, num_workers=_cores(), persistent_workers=True):
-            yield batch.to(device)
+        for batch in DataLoader(images, batch_size=None, num_workers=_cores()):
+            yield len(batch.to(device))
 
 
 def _stacked(samples: list[tuple[torch.Tensor]]) -> torch.Tensor:
