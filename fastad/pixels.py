@@ -29,14 +29,15 @@ from fastad.seeds import generator
 # ITU-R 601, as torchvision and Pillow weigh colours into grey.
 GREY = (0.299, 0.587, 0.114)
 
-# A CPU finishes so many pixels in one call, while they are in a core's caches (README, Development).
-PIXELS_AT_ONCE = 2**16
+# A CPU finishes so many pixels in one call: with fewer, threads wait for the interpreter (README, Development).
+PIXELS_AT_ONCE = 2**18
 
 
 class Finish:
     """Uint8 crops → normalised float32 images; those from place `oe_from` on are OE.
 
-    On a CPU a few images at a time are finished by one thread each, so that values do not depend on their number.
+    On a CPU a few images at a time are finished by one thread each, so that values do not depend on their number; there
+    `compiled` changes nothing, as it was slower (README, Development).
     """
 
     def __init__(
@@ -59,9 +60,9 @@ class Finish:
         sigma = spec.oe_blur_sigma_px
         self.blur = [torch.from_numpy(blur_matrix(side, sigma)).to(device) for side in out_hw] if sigma else None
         self.at_once = max(1, PIXELS_AT_ONCE // (out_hw[0] * out_hw[1]))
-        self.threads = None if device.type == "cuda" or compiled else threads(torch.get_num_threads())
+        self.threads = None if device.type == "cuda" else threads(torch.get_num_threads())
         self.memory = _Memory()
-        self.values = torch.compile(self._values, dynamic=False) if compiled else self._values
+        self.values = torch.compile(self._values, dynamic=False) if compiled and device.type == "cuda" else self._values
 
     def __call__(
         self, images: Tensor | Sequence[Tensor], draws: Draws | None = None, inside: np.ndarray | None = None

@@ -180,13 +180,6 @@ def test_memory_is_used_again_once_a_batch_is_gone_and_no_sooner() -> None:
     assert place in others
 
 
-def test_compiled_values_are_the_eager_ones() -> None:
-    draws = draw(WHOLE, 1, "oe", 0, 0, 6)
-    compiled = Finish(WHOLE, (64, 64), 3, CPU, oe_from=3, compiled=True)
-    found = compiled(crops(6), draws).permute(0, 2, 3, 1).numpy()
-    np.testing.assert_allclose(found, finished(WHOLE, crops(6), draws, oe_from=3), atol=2e-5)
-
-
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 @pytest.mark.parametrize("compiled", [False, True])
