@@ -116,12 +116,12 @@ def _in_turns(works: dict[str, Callable[[], int]], repeats: int, device: torch.d
     with progress("bench", repeats * len(works), unit="measurements") as advance:
         for _ in range(repeats):
             for name, work in works.items():
-                rates[name].append(_rate(work, device))
+                rates[name].append(rate(work, device))
                 advance()
     return rates
 
 
-def _rate(work: Callable[[], int], device: torch.device) -> float:
+def rate(work: Callable[[], int], device: torch.device) -> float:
     """Images per second of calling `work` over and over; waits for the device before it stops the clock."""
     images, started = 0, time.perf_counter()
     while time.perf_counter() - started < SECONDS_A_MEASUREMENT:
@@ -162,20 +162,25 @@ class _PlainImages(Dataset[torch.Tensor]):
         return self.transform(self.images[index])
 
 
-def _plain_transform(spec: AugmentSpec, size_px: int, oe: bool) -> Callable[[torch.Tensor], torch.Tensor]:
-    """The recipe's augmentation as a list of torchvision transforms; those that it does not ask for are left out."""
+def plain_transforms(spec: AugmentSpec, size_px: int, oe: bool) -> list[Any]:
+    """The augmentation as a list of torchvision transforms of uint8 images; those that it does not ask for are left
+    out. What moves pixels comes first, so that no more of them than needed are changed."""
     transforms: list[Any] = []
+    if spec.crop_padding_px > 0 or spec.crop_px > 0:
+        transforms.append(v2.RandomCrop(size_px, padding=spec.crop_padding_px or None))
     if spec.flip_probability > 0:
         transforms.append(v2.RandomHorizontalFlip(spec.flip_probability))
-    if spec.crop_padding_px > 0:
-        transforms.append(v2.RandomCrop(size_px, padding=spec.crop_padding_px))
+    if spec.jitters:
+        transforms.append(v2.ColorJitter(spec.brightness, spec.contrast, spec.saturation, spec.hue_turns))
     if oe and spec.oe_blur_sigma_px > 0:
         window = 2 * int(np.ceil(3 * spec.oe_blur_sigma_px)) + 1
         transforms.append(v2.GaussianBlur(window, spec.oe_blur_sigma_px))
     transforms.append(v2.ToDtype(torch.float32, scale=True))
+    if spec.noise_std > 0:
+        transforms.append(v2.GaussianNoise(sigma=spec.noise_std, clip=False))
     if spec.mean != (0.0,) or spec.std != (1.0,):
         transforms.append(v2.Normalize(list(spec.mean), list(spec.std)))
-    return v2.Compose(transforms)
+    return transforms
 
 
 def _plain_batches(
@@ -187,7 +192,8 @@ def _plain_batches(
     workers = max(1, len(os.sched_getaffinity(0)) // len(streams))
     loaders = []
     for place, (reader, rows, size) in enumerate(streams):
-        transform = _plain_transform(recipe.augment, reader.manifest.shape_hwc[0], oe=place == 1)
+        size_px = recipe.augment.crop_px or reader.manifest.shape_hwc[0]
+        transform = v2.Compose(plain_transforms(recipe.augment, size_px, oe=place >= 1))
         images = _PlainImages(reader.pixels(rows), transform)
         loaders.append(
             DataLoader(images, size, shuffle=True, drop_last=True, num_workers=workers, persistent_workers=True)

@@ -298,14 +298,24 @@ RepeatsOption = Annotated[int, typer.Option(min=1, help="Measurements of either 
 
 @bench.command("loader")
 def bench_loader(
-    recipe: RecipeArgument = "digits",
+    recipe: Annotated[
+        str | None, typer.Argument(help="A recipe's sets in place of the benchmark's own, which it makes")
+    ] = None,
     repeats: RepeatsOption = 5,
     set_: SetOption = None,
     shards: ShardsOption = None,
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
-    """Images per second of fastad's batches, against a torchvision data set in a DataLoader."""
+    """Images per second of fastad's batches, against webdataset and torchvision in a DataLoader."""
+    if recipe is None:
+        from fastad.bench_loader import measure_cases
+        from fastad.run import choose_device
+
+        if set_ or shards:
+            raise FastadError("bench loader makes its own sets without a recipe: name one to use --set or --shards")
+        _print_figures(measure_cases(choose_device(device), repeats), as_json)
+        return
     from fastad.bench import measure_loader
 
     _bench(measure_loader, recipe, repeats, set_, shards, device, as_json)

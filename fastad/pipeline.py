@@ -125,11 +125,10 @@ def _crops(
 
 
 def _finished(parts: Sequence[Crops], target: torch.Tensor, finish: Finish) -> Batch:
-    pixels = parts[0].pixels if len(parts) == 1 else torch.cat([part.pixels for part in parts])
-    draws = [part.draws for part in parts if part.draws is not None]
+    pixels, draws = [part.pixels for part in parts], [part.draws for part in parts if part.draws is not None]
     return Batch(
         images=finish(pixels, Draws.joined(draws) if draws else None, _joined_bounds(parts, finish)),
-        target=target[: len(pixels)],
+        target=target[: sum(map(len, pixels))],
         row=np.concatenate([part.rows for part in parts]),
     )
 

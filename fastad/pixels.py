@@ -7,12 +7,13 @@ Owns one function on tensors that runs on a GPU and on the CPU; which pixels it 
   to [0, 1]. The contrast's pivot is the mean grey of the crop without its padding; torchvision's that of the image.
 - Blur is a true Gaussian with mirrored borders: a matrix for columns and one for rows, so that any σ costs the same.
 - Noise is read from a bank of normals at a place drawn for each image.
-Use: `finish = Finish(spec, (224, 224), 3, device, oe_from=128)`, then `finish(images, draws, inside)`.
+Use: `finish = Finish(spec, (224, 224), 3, device, oe_from=128)`, then `finish([nominal, oe], draws)`.
 """
 
 import functools
-import itertools
-from collections.abc import Sequence
+import weakref
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -43,17 +44,19 @@ class Finish:
     ) -> None:
         self.spec, self.out_hw, self.device, self.oe_from = spec, out_hw, device, oe_from
         mean, std = (np.broadcast_to(values, channels).astype(np.float32) for values in (spec.mean, spec.std))
-        self.scale, self.shift = (1 / std).tolist(), (-mean / std).tolist()
+        scale, shift = (1 / std).tolist(), (-mean / std).tolist()
         self.numbers = out_hw[0] * out_hw[1] * channels
         self.bank = noise_bank(self.numbers).to(device) if spec.noise_std else None
         sigma = spec.oe_blur_sigma_px
         self.blur = [torch.from_numpy(blur_matrix(side, sigma)).to(device) for side in out_hw] if sigma else None
         self.one_by_one = device.type == "cpu" and out_hw[0] * out_hw[1] > LARGEST_AT_ONCE
-        values = functools.partial(_values, scale=self.scale, shift=self.shift, noise_std=spec.noise_std)
+        self.memory = _Memory()
+        values = functools.partial(_values, scale=scale, shift=shift, noise_std=spec.noise_std)
         self.values = torch.compile(values, dynamic=False) if compiled else values
 
-    def __call__(self, images: Tensor, draws: Draws | None = None, inside: np.ndarray | None = None) -> Tensor:
-        """`images` uint8 [B, H, W, C] on the device → float32 [B, C, H, W] on it, channels_last.
+    @torch.no_grad()
+    def __call__(self, parts: Sequence[Tensor], draws: Draws | None = None, inside: np.ndarray | None = None) -> Tensor:
+        """The parts of a batch, uint8 [b, H, W, C] on the device → all of it, float32 [B, C, H, W], channels_last.
 
         `draws` None: as in testing. `inside` [B, 4]: the part of each crop that is image (`Geometry.inside`), None
         where all is.
@@ -62,30 +65,49 @@ class Finish:
         if draws is not None and self.spec.jitters:
             colour = moved(draws.colour, self.device)
             bounds = None if inside is None else moved(inside, self.device)
-        noise = self._noise(draws.noise, images.shape[1:]) if draws is not None and self.bank is not None else None
         blur = self.blur if draws is not None else None
-        finished = torch.empty(images.shape, dtype=torch.float32, device=self.device)
-        for some in self._parts(len(images), blurs=blur is not None):
-            colour_, noise_, bounds_ = (None if each is None else each[some] for each in (colour, noise, bounds))
-            self.values(
-                images[some], colour_, noise_, bounds_, blur if some.start >= self.oe_from else None, finished[some]
-            )
+        shape = (sum(map(len, parts)), *parts[0].shape[1:])
+        on_cpu = self.device.type == "cpu"
+        finished = self.memory.tensor(shape) if on_cpu else torch.empty(shape, device=self.device)
+        for some, images in self._pieces(parts, blurs=blur is not None):
+            colour_, bounds_ = (None if each is None else each[some] for each in (colour, bounds))
+            noise = None if draws is None or self.bank is None else self._noise(draws.noise[some], images.shape)
+            self.values(images, colour_, noise, bounds_, blur if some.start >= self.oe_from else None, finished[some])
         return finished.permute(0, 3, 1, 2)
 
-    def _parts(self, count: int, *, blurs: bool) -> list[slice]:
-        """What is finished in one call: all images, those that are blurred apart, or each alone."""
-        if self.one_by_one:
-            return [slice(place, place + 1) for place in range(count)]
-        edges = sorted({0, min(self.oe_from, count), count} if blurs else {0, count})
-        return [slice(*edge) for edge in itertools.pairwise(edges)]
+    def _pieces(self, parts: Sequence[Tensor], *, blurs: bool) -> Iterator[tuple[slice, Tensor]]:
+        """What is finished in one call: each part, cut where blurring begins, or each image alone."""
+        first = 0
+        for part in parts:
+            edge = min(max(self.oe_from - first, 0), len(part)) if blurs else 0
+            for images in (part[:edge], part[edge:]):
+                for piece in images.split(1 if self.one_by_one else max(1, len(images))):
+                    if len(piece):
+                        yield slice(first, first + len(piece)), piece
+                    first += len(piece)
 
-    def _noise(self, offset: np.ndarray, shape_hwc: Sequence[int]) -> Tensor:
-        """Each image's normals, float32 [B, H, W, C]."""
+    def _noise(self, offset: np.ndarray, shape: Sequence[int]) -> Tensor:
+        """Each image's normals, float32 [n, H, W, C]."""
         assert self.bank is not None
         if self.device.type == "cuda":
             places = moved(offset, self.device)[:, None] + torch.arange(self.numbers, device=self.device)
-            return self.bank[places].view(-1, *shape_hwc)
-        return torch.stack([self.bank[first : first + self.numbers] for first in offset.tolist()]).view(-1, *shape_hwc)
+            return self.bank[places].view(*shape)
+        pieces = [self.bank[first : first + self.numbers] for first in offset.tolist()]
+        return (pieces[0] if len(pieces) == 1 else torch.stack(pieces)).view(*shape)
+
+
+class _Memory:
+    """Memory of tensors that are gone, for new ones: to touch fresh pages costs a CPU as much as to fill them does."""
+
+    def __init__(self) -> None:
+        self.free: dict[tuple[int, ...], list[np.ndarray]] = defaultdict(list)
+
+    def tensor(self, shape: tuple[int, ...]) -> Tensor:
+        """An uninitialised float32 tensor; its memory comes back once nothing shares it any more."""
+        array = self.free[shape].pop() if self.free[shape] else np.empty(shape, dtype=np.float32)
+        lent = array[:]
+        weakref.finalize(lent, self.free[shape].append, array).atexit = False
+        return torch.from_numpy(lent)
 
 
 def moved(numbers: np.ndarray, device: torch.device) -> Tensor:

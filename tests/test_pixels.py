@@ -22,7 +22,7 @@ def crops(count: int) -> torch.Tensor:
 def finished(spec: AugmentSpec, images: torch.Tensor, draws: Draws, oe_from: int = 0) -> np.ndarray:
     """[n, H, W, C]."""
     finish = Finish(spec, tuple(images.shape[1:3]), images.shape[3], CPU, oe_from=oe_from)  # type: ignore[arg-type]
-    return finish(images, draws).permute(0, 2, 3, 1).numpy()
+    return finish([images], draws).permute(0, 2, 3, 1).numpy()
 
 
 @pytest.mark.parametrize("field", ["brightness", "contrast", "saturation", "hue_turns"])
@@ -91,10 +91,10 @@ def test_padding_stays_black_and_does_not_pull_the_contrasts_pivot() -> None:
     padded = torch.zeros(1, 64, 64, 3, dtype=torch.uint8)
     padded[0, 5:, :50] = crops(1)[0, 5:, :50]
     finish = Finish(JITTER, (64, 64), 3, CPU, oe_from=1)
-    found = finish(padded, draws, inside)[0].permute(1, 2, 0)
+    found = finish([padded], draws, inside)[0].permute(1, 2, 0)
     assert not found[:5].any()
     assert not found[:, 50:].any()
-    alone = Finish(JITTER, (59, 50), 3, CPU, oe_from=1)(padded[:, 5:, :50].contiguous(), draws)[0].permute(1, 2, 0)
+    alone = Finish(JITTER, (59, 50), 3, CPU, oe_from=1)([padded[:, 5:, :50].contiguous()], draws)[0].permute(1, 2, 0)
     torch.testing.assert_close(found[5:, :50], alone, atol=1e-5, rtol=0)
 
 
@@ -131,7 +131,7 @@ def test_noise_is_normal_of_its_strength_and_each_images_own() -> None:
 
 def test_testing_only_normalises() -> None:
     spec = AugmentSpec(brightness=0.4, noise_std=0.1, oe_blur_sigma_px=3, mean=(0.4, 0.5, 0.6), std=(0.2, 0.25, 0.3))
-    found = Finish(spec, (64, 64), 3, CPU, oe_from=0)(crops(2))
+    found = Finish(spec, (64, 64), 3, CPU, oe_from=0)([crops(2)])
     assert found.is_contiguous(memory_format=torch.channels_last)
     expected = v2.functional.normalize(crops(2).permute(0, 3, 1, 2) / 255, [0.4, 0.5, 0.6], [0.2, 0.25, 0.3])
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
@@ -159,7 +159,7 @@ def test_large_images_finished_one_by_one_are_as_those_at_once(monkeypatch: pyte
 def test_compiled_values_are_the_eager_ones() -> None:
     draws = draw(WHOLE, 1, "oe", 0, 0, 6)
     compiled = Finish(WHOLE, (64, 64), 3, CPU, oe_from=3, compiled=True)
-    found = compiled(crops(6), draws).permute(0, 2, 3, 1).numpy()
+    found = compiled([crops(6)], draws).permute(0, 2, 3, 1).numpy()
     np.testing.assert_allclose(found, finished(WHOLE, crops(6), draws, oe_from=3), atol=2e-5)
 
 
@@ -169,5 +169,24 @@ def test_compiled_values_are_the_eager_ones() -> None:
 def test_a_gpu_gives_the_cpus_values(compiled: bool) -> None:
     draws = draw(WHOLE, 1, "oe", 0, 0, 6)
     finish = Finish(WHOLE, (64, 64), 3, torch.device("cuda"), oe_from=3, compiled=compiled)
-    found = finish(crops(6).cuda(), draws).permute(0, 2, 3, 1).cpu().numpy()
+    found = finish([crops(6).cuda()], draws).permute(0, 2, 3, 1).cpu().numpy()
     np.testing.assert_allclose(found, finished(WHOLE, crops(6), draws, oe_from=3), atol=1e-4)
+
+
+@pytest.mark.parametrize("sizes", [(6,), (2, 4), (3, 3), (1, 2, 3), (5, 1)])
+def test_the_parts_of_a_batch_are_finished_as_the_whole(sizes: tuple[int, ...]) -> None:
+    draws = draw(WHOLE, 1, "oe", 0, 0, 6)
+    finish = Finish(WHOLE, (64, 64), 3, CPU, oe_from=3)
+    found = finish(crops(6).split(sizes), draws).permute(0, 2, 3, 1).numpy()
+    np.testing.assert_allclose(found, finished(WHOLE, crops(6), draws, oe_from=3), atol=1e-6)
+
+
+def test_memory_is_used_again_only_once_nobody_shares_it() -> None:
+    finish = Finish(AugmentSpec(), (64, 64), 3, CPU, oe_from=0)
+    kept, view = finish([crops(2)]), finish([crops(2) * 0])[0]
+    before = kept.clone(), view.clone()
+    places = {finish([crops(2)[:, :, :] * 0 + number]).data_ptr() for number in range(5)}
+    assert len(places) == 1
+    assert not places & {kept.data_ptr(), view.data_ptr()}
+    assert torch.equal(kept, before[0])
+    assert torch.equal(view, before[1])

@@ -1,0 +1,243 @@
+"""Speed of batches as ratios to plain loaders of the same shards: photographs, small colour images, digits' size.
+
+Owns the sets, cases and plain loaders of `fastad bench loader` without a recipe; a recipe's own are `fastad.bench`'s.
+Use: `measure_cases(device, repeats=5)["photographs_ratio"]`.
+"""
+
+import functools
+import itertools
+import os
+import tempfile
+import warnings
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+import webdataset
+from PIL import Image
+from sklearn.datasets import load_sample_images
+from torch.utils.data import DataLoader
+from torchvision.io import ImageReadMode, decode_jpeg
+from torchvision.transforms import v2
+
+from fastad import shard
+from fastad.augment import AugmentSpec
+from fastad.bench import ENDLESS_EPOCHS, WARM_UP_BATCHES, plain_transforms, rate
+from fastad.dali import Faults, LoaderSpec
+from fastad.listing import Converter
+from fastad.manifest import Manifest, Sample, open_set
+from fastad.pipeline import Source, train_batches
+from fastad.plan import Plan, Stream
+from fastad.progress import progress
+from fastad.reader import ShardReader
+from fastad.resident import hold
+from fastad.run import environment
+from fastad.seeds import generator
+
+# A plain worker's batch of 256 photographs is seconds of work, too coarse to measure; smaller ones cost no more.
+BATCH, PLAIN_BATCH = 128, 32
+PHOTOGRAPHS, SMALL_IMAGES = 2_048, 20_000
+
+# Batches after which the process's memory is read: once all is warm, and much later.
+MEMORY_BATCHES = (200, 2_200)
+
+JITTER: dict[str, Any] = {"brightness": 0.01, "contrast": 0.01, "saturation": 0.01, "hue_turns": 0.01}
+IMAGENET = AugmentSpec(
+    crop_px=224, flip_probability=0.5, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)
+)  # fmt: skip
+CIFAR = AugmentSpec(
+    crop_px=32, crop_padding_px=4, flip_probability=0.5, noise_std=0.001, **JITTER,
+    mean=(0.491373, 0.482353, 0.446667), std=(0.247059, 0.243529, 0.261569),
+)  # fmt: skip
+
+
+Decode = str | Callable[[str, bytes], torch.Tensor | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """What is measured: batches of a set, half of them as OE, augmented as `spec` says, `resident` or made by DALI.
+
+    `decode`: how webdataset decodes the same for the plain loader.
+    """
+
+    set_name: str
+    spec: AugmentSpec
+    decode: Decode
+    resident: bool = False
+
+
+def measure_cases(device: torch.device, repeats: int) -> dict[str, Any]:
+    """Ratios of images per second to those of webdataset and torchvision in a `DataLoader` with a worker for each core,
+    from the same shards, medians of `repeats` measured in turns; with each its rates beside it.
+
+    - `photographs_ratio`: JPEGs of 341×256 px, the paper's whole augmentation, against Pillow's decoder.
+    - `decode_ratio`: the same JPEGs, only cropped, flipped and normalised, against torchvision's decoder.
+    - `small_ratio`: 32 px colour images, augmented as the paper's CIFAR-10.
+    - `grey_ratio`: 28 px grey images, not augmented; `grey_to_reader_ratio`: the same to bare reads of the shards.
+    - `resident_mib`: the process's memory after some batches of 32 px by DALI, and after many more.
+    """
+    found: dict[str, Any] = {}
+    each: dict[str, list[float]] = {}
+    with tempfile.TemporaryDirectory() as temporary:
+        home = Path(temporary)
+        (raw := home / "raw").mkdir()
+        for name, samples in SETS.items():
+            _convert(name, samples(raw), home)
+        for name, case in CASES.items():
+            manifest = open_set(home / case.set_name)
+            works: dict[str, Callable[[], Generator[int, None, None]]] = {
+                name: functools.partial(_batches, case, manifest, device),
+                f"plain_{name}": functools.partial(_plain_batches, case, manifest, device),
+            }
+            if manifest.common_shape_hwc is not None:
+                works[f"{name}_reader"] = functools.partial(_reads, manifest)
+            each |= (rates := _in_turns(name, works, repeats, device))
+            medians = {key: median(values) for key, values in rates.items()}
+            found[f"{name}_ratio"] = round(medians[name] / medians[f"plain_{name}"], 2)
+            if f"{name}_reader" in medians:
+                found[f"{name}_to_reader_ratio"] = round(medians[name] / medians[f"{name}_reader"], 2)
+            found |= {f"{key}_images_per_s": round(value, 1) for key, value in medians.items()}
+        found["resident_mib"] = _memory(replace(CASES["small"], resident=False), open_set(home / "small"), device)
+    return found | {
+        "each_images_per_s": {name: [round(value, 1) for value in values] for name, values in each.items()},
+        "repeats": repeats,
+        "batch_size": 2 * BATCH,
+        "threads": torch.get_num_threads(),
+        "plain_workers": _cores(),
+        "environment": environment(device),
+    }
+
+
+def _in_turns(
+    what: str, works: dict[str, Callable[[], Generator[int, None, None]]], repeats: int, device: torch.device
+) -> dict[str, list[float]]:
+    """Images per second of each work, `repeats` times; each is closed before the next begins, as workers that fill
+    their queues would take the cores from it."""
+    rates: dict[str, list[float]] = {key: [] for key in works}
+    with progress(f"bench {what}", repeats * len(works), unit="measurements") as advance:
+        for _ in range(repeats):
+            for key, work in works.items():
+                with closing(work()) as batches:
+                    for _ in range(WARM_UP_BATCHES):
+                        next(batches)
+                    rates[key].append(rate(functools.partial(next, batches), device))
+                advance()
+    return rates
+
+
+def _photographs(raw: Path) -> Iterator[Sample]:
+    """Parts of scikit-learn's two photographs, of half to all of their height, resized to 341×256 px."""
+    rng, photos = generator(0, "bench", "photographs"), [Image.fromarray(p) for p in load_sample_images().images]
+    for index in range(PHOTOGRAPHS):
+        photo = photos[index % len(photos)]
+        height = int(rng.integers(photo.height // 2, photo.height, endpoint=True))
+        width = height * 341 // 256
+        left, top = (int(rng.integers(room + 1)) for room in (photo.width - width, photo.height - height))
+        path = raw / f"{index:05d}.jpg"
+        part = photo.resize((341, 256), Image.Resampling.BILINEAR, box=(left, top, left + width, top + height))
+        part.save(path, quality=95)
+        yield Sample(path.stem, path, None, "train")
+
+
+def _arrays(side_px: int, channels: int) -> Iterator[Sample]:
+    """Squares of the same photographs."""
+    rng, photos = generator(0, "bench", "arrays"), load_sample_images().images
+    for index in range(SMALL_IMAGES):
+        photo = photos[index % len(photos)]
+        top, left = (int(rng.integers(side - side_px + 1)) for side in photo.shape[:2])
+        square = photo[top : top + side_px, left : left + side_px, :channels]
+        yield Sample(f"{index:05d}", np.ascontiguousarray(square), None, "train")
+
+
+SETS: dict[str, Callable[[Path], Iterator[Sample]]] = {
+    "photographs": _photographs,
+    "small": lambda _: _arrays(32, 3),
+    "grey": lambda _: _arrays(28, 1),
+}
+
+
+def _convert(name: str, samples: Iterator[Sample], home: Path) -> None:
+    converter = Converter(name, lambda: samples, "scikit-learn's sample photographs", "CC BY 2.0", None, "")
+    shard.convert_with(converter, None, home)
+
+
+def _batches(case: Case, manifest: Manifest, device: torch.device) -> Generator[int, None, None]:
+    """fastad's batches, without end; their sizes."""
+    reader = ShardReader(manifest)
+    rows = np.arange(len(manifest.key))
+    plan = Plan((Stream("nominal", rows[::2], BATCH), Stream("oe", rows[1::2], BATCH)), 1, ENDLESS_EPOCHS)
+    sources = [
+        Source(reader, hold(reader, stream.rows, case.spec, device, LoaderSpec(), Faults()) if case.resident else None)
+        for stream in plan.streams
+    ]
+    with closing(train_batches(plan, sources, case.spec, device)) as batches:
+        for batch in batches:
+            yield len(batch.row)
+
+
+def _reads(manifest: Manifest) -> Generator[int, None, None]:
+    """Bare reads of as many random rows as a batch has."""
+    reader = ShardReader(manifest)
+    order = generator(0, "bench", "reads").permutation(len(manifest.key))
+    for part in itertools.cycle(np.array_split(order, len(order) // (2 * BATCH))):
+        yield len(reader.pixels(part))
+
+
+def _torchvision(key: str, data: bytes) -> torch.Tensor | None:
+    if not key.endswith("jpg"):
+        return None
+    return decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), ImageReadMode.RGB)
+
+
+CASES = {
+    "photographs": Case("photographs", replace(IMAGENET, noise_std=0.001, **JITTER), "pil"),
+    "decode": Case("photographs", IMAGENET, _torchvision),
+    "small": Case("small", CIFAR, "pil", resident=True),
+    "grey": Case("grey", AugmentSpec(), "pil", resident=True),
+}
+
+
+def _plain_batches(case: Case, manifest: Manifest, device: torch.device) -> Generator[int, None, None]:
+    """The same work by webdataset, torchvision and a `DataLoader`; without end."""
+    extension = manifest.extension[0].decode()
+    transform = v2.Compose([v2.ToImage(), *plain_transforms(case.spec, case.spec.crop_px, oe=False)])
+    shards = [str(manifest.shard_path(number)) for number in range(len(manifest.shards))]
+    with warnings.catch_warnings():
+        # It warns of workers beyond the number of cores, and of forking what has threads.
+        warnings.simplefilter("ignore")
+        images = (
+            webdataset.WebDataset(shards, resampled=True, shardshuffle=False, empty_check=False)
+            .shuffle(1_000)
+            .decode(case.decode)
+            .to_tuple(extension)
+            .map_tuple(transform)
+            .batched(PLAIN_BATCH, collation_fn=_stacked)
+        )
+        for batch in DataLoader(images, batch_size=None, num_workers=_cores()):
+            yield len(batch.to(device))
+
+
+def _stacked(samples: list[tuple[torch.Tensor]]) -> torch.Tensor:
+    return torch.stack([image for (image,) in samples])
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0))
+
+
+def _memory(case: Case, manifest: Manifest, device: torch.device) -> dict[str, float]:
+    """The process's resident memory in MiB after as many batches as the name says."""
+    found = {}
+    with closing(_batches(case, manifest, device)) as batches:
+        for number in range(1, MEMORY_BATCHES[-1] + 1):
+            next(batches)
+            if number in MEMORY_BATCHES:
+                pages = int(Path("/proc/self/statm").read_text().split()[1])
+                found[f"after_{number}_batches"] = round(pages * os.sysconf("SC_PAGE_SIZE") / 2**20, 1)
+    return found
