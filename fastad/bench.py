@@ -101,7 +101,7 @@ def _sets_and_plan(recipe: Recipe, shards: Path) -> tuple[Sets, Plan]:
 
 
 def _batches(
-    recipe: Recipe, sets: Sets, plan: Plan, device: torch.device, *, compiled: bool = False
+    recipe: Recipe, sets: Sets, plan: Plan, device: torch.device, *, compiled: bool | None = None
 ) -> Iterator[Batch]:
     sources = training_sources(recipe, sets, plan, device)
     return train_batches(plan, sources, recipe.augment, device, loader=recipe.loader, compiled=compiled)

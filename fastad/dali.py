@@ -36,10 +36,10 @@ READ_AHEAD = 4
 
 @dataclass(frozen=True, slots=True)
 class LoaderSpec:
-    """How images are read and decoded. `threads` that decode; `prefetch`: batches that DALI makes ahead;
-    `hw_decoder_load`: the share of JPEGs that a GPU's hardware decoder gets. Those left as they are here, 0 or None,
-    are tuned where that pays (`fastad.tune`). `bad_images`: in training, "replace" takes the next image of its stream
-    for one that cannot be decoded, "stop" does not go on."""
+    """How images are read and decoded. `threads` that decode, for all streams together; `prefetch`: batches that DALI
+    makes ahead; `hw_decoder_load`: the share of JPEGs that a GPU's hardware decoder gets. Those left as they are here,
+    0 or None, are tuned where that pays (`fastad.tune`). `bad_images`: in training, "replace" takes the next image of
+    its stream for one that cannot be decoded, "stop" does not go on."""
 
     threads: int = 0
     prefetch: int = 0
@@ -58,6 +58,11 @@ class LoaderSpec:
             "hw_decoder_load": 0.65,
         }
         return replace(self, **{name: values[name] for name in self.left_open()})
+
+    def for_each_of(self, streams: int) -> "LoaderSpec":
+        """What each of so many streams is decoded with: more threads than cores would wait for each other."""
+        settled = self.settled()
+        return replace(settled, threads=max(1, settled.threads // max(1, streams)))
 
 
 @dataclass(eq=False)

@@ -4,7 +4,6 @@ Owns models, precision, compiling and the step; which batches, how long and what
 Use: `member = workbench.member(find("hsc"), seed=1, compiled=False)`, then `step([member], batch)`.
 """
 
-import shutil
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +15,7 @@ from fastad.errors import FastadError
 from fastad.networks import Detector, build
 from fastad.objectives import Objective
 from fastad.pipeline import Batch
+from fastad.pixels import has_compiler
 from fastad.progress import say
 from fastad.ranks import average, over_whole_batches, share
 from fastad.recipe import OptimSpec, Recipe
@@ -127,7 +127,7 @@ class Workbench:
         choice, on_cpu = self.recipe.train.compile, self.device.type == "cpu"
         if choice == "off" or (choice == "auto" and on_cpu and steps < COMPILE_CPU_FROM_STEPS):
             return False
-        if on_cpu and not (shutil.which("g++") or shutil.which("clang++")):
+        if on_cpu and not has_compiler():
             if choice == "on":
                 raise FastadError("train.compile=on needs a C++ compiler on the CPU: install g++, or use auto")
             say("no C++ compiler found: training is not compiled")

@@ -17,7 +17,7 @@ from fastad.augment import AugmentSpec, Draws, place
 from fastad.dali import Crops, Faults, LoaderSpec, dali_crops
 from fastad.errors import FastadError
 from fastad.feed import Wanted, in_order, planned
-from fastad.pixels import Finish
+from fastad.pixels import Finish, repays_compiling
 from fastad.plan import WHOLE_BATCH, Plan, Share
 from fastad.reader import ShardReader
 from fastad.resident import Held, resident_crops
@@ -53,18 +53,19 @@ def train_batches(
     loader: LoaderSpec | None = None,
     start_step: int = 0,
     share: Share = WHOLE_BATCH,
-    compiled: bool = False,
+    compiled: bool | None = None,
 ) -> Generator[Batch, None, None]:
     """The plan's batches from `start_step` to its end, or a rank's share of each: nominal images first, then OE,
-    augmented as `spec` says. `sources` are those of the plan's streams."""
+    augmented as `spec` says. `sources` are those of the plan's streams. `compiled` None: where the plan repays it."""
     plan.check_share(share)
-    loader = loader or LoaderSpec()
+    loader = (loader or LoaderSpec()).for_each_of(sum(source.held is None for source in sources))
+    size = out_hw(plan.nominal.rows, sources[0].reader, spec)
+    if compiled is None:
+        compiled = repays_compiling(spec, size, device, plan.steps * plan.batch_size)
     sizes = [stream.batch // share.ranks for stream in plan.streams]
     target = torch.repeat_interleave(torch.tensor([0.0, *[1.0] * len(plan.oe)]), torch.tensor(sizes)).to(device)
-    finish = Finish(
-        spec, out_hw(plan.nominal.rows, sources[0].reader, spec), sources[0].reader.manifest.channels, device,
-        oe_from=sizes[0], compiled=compiled,
-    )  # fmt: skip
+    channels = sources[0].reader.manifest.channels
+    finish = Finish(spec, size, channels, device, oe_from=sizes[0], compiled=compiled)
     with ExitStack() as opened:
         streams = []
         for stream, source in zip(plan.streams, sources, strict=True):

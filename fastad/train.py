@@ -201,7 +201,7 @@ def _train_group(
         loader=tuner.loader(plan, sources),
         start_step=start,
         share=share(),
-        compiled=workbench.compiles(plan.steps),
+        compiled=None if recipe.train.compile == "auto" else workbench.compiles(plan.steps),
     )
     is_first = share().rank == 0
     for training in group if is_first else ():

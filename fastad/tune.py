@@ -154,12 +154,12 @@ def _sweep(
 def _images_per_s(recipe: Recipe, plan: Plan, decoded: Decoded, device: torch.device, loader: LoaderSpec) -> float:
     """How fast the plan's first batches are decoded, with the draws of its training; a short plan goes on beyond its
     end."""
-    plan = replace(plan, epochs=ENDLESS_EPOCHS)
+    plan, each = replace(plan, epochs=ENDLESS_EPOCHS), loader.for_each_of(len(decoded))
     with ExitStack() as opened:
         crops = []
         for stream, source in decoded:
             wanted = planned(plan, stream, recipe.augment, start_step=0, share=WHOLE_BATCH)
-            made = dali_crops(source.reader, wanted, recipe.augment, device, loader, source.faults)
+            made = dali_crops(source.reader, wanted, recipe.augment, device, each, source.faults)
             crops.append(opened.enter_context(closing(made)))
         batches = zip(*crops, strict=True)
         # What was made ahead while nobody asked is not counted.

@@ -7,6 +7,7 @@ from scipy.ndimage import convolve1d
 from sklearn.datasets import load_sample_images
 from torchvision.transforms import v2
 
+from fastad import pixels
 from fastad.augment import AugmentSpec, Draws, draw
 from fastad.pixels import Finish, blur_matrix, noise_bank
 
@@ -190,3 +191,15 @@ def test_memory_is_used_again_only_once_nobody_shares_it() -> None:
     assert not places & {kept.data_ptr(), view.data_ptr()}
     assert torch.equal(kept, before[0])
     assert torch.equal(view, before[1])
+
+
+def test_compiling_is_for_gpus_and_for_many_large_jittered_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pixels, "has_compiler", lambda: True)
+    large, many = (224, 224), pixels.COMPILE_CPU_FROM_IMAGES
+    assert pixels.repays_compiling(WHOLE, large, CPU, many)
+    assert pixels.repays_compiling(AugmentSpec(), (28, 28), torch.device("cuda"), 1)
+    assert not pixels.repays_compiling(WHOLE, large, CPU, many - 1)
+    assert not pixels.repays_compiling(WHOLE, (32, 32), CPU, many)
+    assert not pixels.repays_compiling(AugmentSpec(noise_std=0.1), large, CPU, many)
+    monkeypatch.setattr(pixels, "has_compiler", lambda: False)
+    assert not pixels.repays_compiling(WHOLE, large, CPU, many)
