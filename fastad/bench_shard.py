@@ -39,7 +39,7 @@ from fastad.view import View, select
 
 # So many images that the start of worker processes counts for little; slower plain loops do a part of them.
 SMALL_IMAGES, PLAIN_SMALL_IMAGES = 400_000, 20_000
-PHOTOS, PASSED, RESIZED, RESIZE_PX = 2_000, 30_000, 100_000, 256
+PHOTOS, PASSED, RESIZED, RESIZE_PX = 2_000, 30_000, 60_000, 256
 SIMULATED_ROWS, SIMULATED_CLASSES, TEST_IMAGES, SUBSET = 14_200_000, 20_000, 10_000, 2**18
 
 
