@@ -347,7 +347,7 @@ def _evaluate_group(
             group_size=len(group),
             precision=workbench.precision,
             compiled=member.compiled,
-            environment=environment(workbench.device),
+            environment=environment(workbench.device) | {"processes": share().ranks},
             verdict=verdict.line,
         )
         write_result(run, results[run.folder])
