@@ -127,7 +127,8 @@ def _reach(address: str) -> None:
 def over_ray(work: Callable[[Job], Result], jobs: Iterator[Job]) -> Generator[Result, None, None]:
     """The results of all jobs, as they come, from tasks of the cluster joined.
 
-    A task whose worker or node dies is tried again; raises `FastadError` where that does not help.
+    A task whose worker or node dies is tried again; raises `FastadError` where that does not help. Tasks under way end
+    when the cluster is left: Ray 2.60 may abort the driver if one that it is told to cancel ends at that moment.
     """
     import ray
 
@@ -149,6 +150,3 @@ def over_ray(work: Callable[[Job], Result], jobs: Iterator[Job]) -> Generator[Re
         raise FastadError(
             f"Ray lost a task {RETRIES + 1} times, or the cluster ({type(error).__name__}): the same command continues"
         ) from error
-    finally:
-        for reference in pending:
-            ray.cancel(reference, force=True)
