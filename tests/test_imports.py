@@ -23,7 +23,8 @@ ORDER = (
         "objectives",
         "recipe",
     ),
-    *("ranks", "sets", "batch_picture", "run", "tune", "group", "warm", "verdict", "evaluate", "train"),
+    *("ranks", "sets", "batch_picture", "run", "tune", "group", "warm", "verdict", "training"),
+    *("checkpoint", "log", "evaluate", "outcome", "train", "estimate"),
     *("tables", "figures", "page", "report", "quickstart", "bench", "bench_loader", "bench_shard", "cli", "__main__"),
 )
 LIGHT = {"manifest", "stage", "synsets", "view", "plan", "augment", "reader", "shard", "verify", "inspect"}
