@@ -77,7 +77,7 @@ def estimate(
     measure(target, generator(0, "estimate").random(len(target)))
     metrics_s = time.perf_counter() - started
 
-    held_images = _held_images(plans, due, held, len(rows))
+    held_images = _held_images(plans, due or pairs, readers, held, len(rows))
     trainings, total_steps = sum(map(len, undone.values())), sum(plan.steps for plan in plans) if due else 0
     seconds = {
         "first_step": first_step_s if due else 0.0,
@@ -135,15 +135,20 @@ def _cut(plan: Plan) -> Plan:
 def _sources(
     recipe: Recipe, plan: Plan, readers: Sequence[ShardReader], held: dict[str, int], device: torch.device
 ) -> tuple[list[Source], float]:
-    """The plan's sources, held where the whole ones will be, and the seconds that holding an image took."""
-    sources, images, started = [], 0, time.perf_counter()
+    """The plan's sources, held where the whole ones will be, and the seconds that decoding an image to hold it took;
+    arrays take no time worth counting."""
+    sources, images, seconds = [], 0, 0.0
     for stream, reader in zip(plan.streams, readers, strict=False):
         faults, kept = stream_faults(recipe, stream), None
         if held[stream.name]:
+            if reader.is_encoded:  # the first images also wait for DALI to begin
+                hold(reader, stream.rows[:1], recipe.augment, device, recipe.loader, faults)
+            started = time.perf_counter()
             kept = hold(reader, stream.rows, recipe.augment, device, recipe.loader, faults)
-            images += len(kept.rows)
+            if reader.is_encoded:
+                images, seconds = images + len(kept.rows), seconds + time.perf_counter() - started
         sources.append(Source(reader, kept, faults))
-    return sources, (time.perf_counter() - started) / max(images, 1)
+    return sources, seconds / max(images, 1)
 
 
 def _measured_steps(
@@ -182,13 +187,19 @@ def _measured_scoring(
     return (time.perf_counter() - started) / len(rows)
 
 
-def _held_images(plans: Sequence[Plan], due: Sequence[tuple[int, str]], held: dict[str, int], test: int) -> int:
-    """Images to be held one after another: each class's own, the OE of each seed, the test's once."""
-    images = test if held["test"] else 0
+def _held_images(
+    plans: Sequence[Plan],
+    pairs: Sequence[tuple[int, str]],
+    readers: Sequence[ShardReader],
+    held: dict[str, int],
+    test: int,
+) -> int:
+    """Images to be decoded and held one after another: each class's own, the OE of each seed, the test's once."""
+    images = test if held["test"] and readers[0].is_encoded else 0
     for number, plan in enumerate(plans):
-        is_new_seed = number == 0 or due[number][0] != due[number - 1][0]
-        streams = plan.streams if is_new_seed else plan.streams[:1]
-        images += sum(len(stream.rows) for stream in streams if held[stream.name])
+        is_new_seed = number == 0 or pairs[number][0] != pairs[number - 1][0]
+        streams = list(zip(plan.streams, readers, strict=False))[: None if is_new_seed else 1]
+        images += sum(len(stream.rows) for stream, reader in streams if held[stream.name] and reader.is_encoded)
     return images
 
 
