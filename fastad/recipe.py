@@ -71,7 +71,8 @@ class OptimSpec:
 class TrainSpec:
     """How the work is executed. `resident`: "auto" holds images on the device where they fit, and are small or come
     again; "off" reads and decodes them for every batch. `precision`: "auto" is bfloat16 autocast on GPUs that have it,
-    else float32. `compile`: "auto" is on for CUDA, and on the CPU where the run is long enough to repay it.
+    else float32. `compile`: "auto" is on for CUDA, where steps become CUDA graphs, too; on the CPU it is on for a long
+    run of one process, if that is found faster on this machine.
     """
 
     resident: str = "auto"

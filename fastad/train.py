@@ -285,7 +285,7 @@ def _log_epoch(
         line = {
             "epoch": epoch,
             "step": training.step,
-            "lr": training.member.optimizer.param_groups[0]["lr"],
+            "lr": float(training.member.optimizer.param_groups[0]["lr"]),
             "loss": loss,
             "images_per_s": round(images_per_s, 1),
             "stall_share": round(stall_share, 4),
