@@ -229,7 +229,7 @@ def test_compiling_is_chosen_by_a_runs_length_and_what_is_measured_once(
 ) -> None:
     from fastad import group
 
-    measured: list[Any] = []
+    measured: list[tuple[dict, dict]] = []
     monkeypatch.setattr(group, "compiling_pays", lambda key, works: (measured.append((key, works)), True)[1])
     monkeypatch.setattr(group, "has_compiler", lambda: True)
     workbench = Workbench(recipe, (28, 28, 1), CPU)
