@@ -33,6 +33,7 @@ ORDER = (
         "quickstart",
         "bench",
         "bench_loader",
+        "roofline",
         "bench_step",
         "bench_shard",
         "cli",
