@@ -140,6 +140,8 @@ def measure_step(recipe: Recipe, shards: Path, device: torch.device, repeats: in
         advance = opened.enter_context(
             progress(f"bench {recipe.network}", repeats * (len(sizes) + len(names)), unit="measurements")
         )
+        for loop in loops.values():
+            loop(0.0)  # their processes have started, and take no time from what is measured first
         for _ in range(repeats):
             for size in sizes:
                 for _ in range(bench.WARM_UP_BATCHES):
@@ -149,7 +151,7 @@ def measure_step(recipe: Recipe, shards: Path, device: torch.device, repeats: in
                 memory[size] = _memory_mib(device)
                 advance()
             for name in names:
-                rates[name].append(loops[name]())
+                rates[name].append(loops[name](bench.SECONDS_A_MEASUREMENT))
                 advance()
     batch = next(batches)
     roof = measured_roof(device, workbench.precision)
@@ -224,17 +226,19 @@ def _memory_mib(device: torch.device) -> float:
 
 
 @contextmanager
-def _plain_loop(recipe: Recipe, shards: Path, objective: str, device: torch.device) -> Iterator[Callable[[], float]]:
-    """While it lasts, calling what it yields measures a plain loop, in images per second."""
+def _plain_loop(
+    recipe: Recipe, shards: Path, objective: str, device: torch.device
+) -> Iterator[Callable[[float], float]]:
+    """While it lasts, calling what it yields measures a plain loop for some seconds, in images per second."""
     context = get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(target=_serve, args=(theirs, recipe, shards, objective, str(device)))
     process.start()
     theirs.close()
 
-    def measured() -> float:
+    def measured(seconds: float) -> float:
         try:
-            ours.send((bench.WARM_UP_BATCHES, bench.SECONDS_A_MEASUREMENT))
+            ours.send((bench.WARM_UP_BATCHES, seconds))
             return float(ours.recv())
         except (EOFError, OSError) as error:
             raise FastadError(f"the plain loop of {objective} has ended: what it said stands above") from error

@@ -10,12 +10,15 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from fastad.networks import Detector
 
-# Sides of square matrices, and bytes that are copied: large enough to take milliseconds, several times each.
+# Sides of square matrices, images that are convolved (28×28, 256 channels, by 3×3), and bytes that are copied: enough to
+# take milliseconds, several times each.
 MATRIX = {"cpu": 2_048, "cuda": 8_192}
+CONVOLVED = {"cpu": 32, "cuda": 1_024}
 COPIED = {"cpu": 2**28, "cuda": 2**31}
 TIMES = 5
 
@@ -28,15 +31,23 @@ class Roof(NamedTuple):
 
 
 def measured_roof(device: torch.device, precision: str) -> Roof:
-    """The best of several matrix products in that precision ("float32", "bfloat16"), and of several copies."""
-    side, size = MATRIX[device.type], COPIED[device.type]
+    """The best of several matrix products and convolutions in that precision ("float32", "bfloat16"), and of copies.
+
+    Convolutions, too: the library of matrix products leaves half of some processors unused, that of convolutions none.
+    """
     dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
-    one = torch.ones(side, side, device=device, dtype=dtype)
+    side, count, size = (sizes[device.type] for sizes in (MATRIX, CONVOLVED, COPIED))
+    matrix = torch.ones(side, side, device=device, dtype=dtype)
+    images, weight = (
+        torch.ones(first, 256, place, place, device=device, dtype=dtype).to(memory_format=torch.channels_last)
+        for first, place in ((count, 28), (256, 3))
+    )
     source = torch.zeros(size, device=device, dtype=torch.uint8)
     target = torch.zeros_like(source)
-    return Roof(
-        2 * side**3 / _best_s(lambda: one @ one, device), 2 * size / _best_s(lambda: target.copy_(source), device)
-    )
+    product_s = _best_s(lambda: matrix @ matrix, device)
+    convolution_s = _best_s(lambda: F.conv2d(images, weight, padding=1), device)
+    arithmetic = max(2 * side**3 / product_s, 2 * 9 * images.numel() * 256 / convolution_s)
+    return Roof(arithmetic, 2 * size / _best_s(lambda: target.copy_(source), device))
 
 
 def _best_s(work: Callable[[], Tensor], device: torch.device) -> float:

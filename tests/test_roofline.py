@@ -36,6 +36,7 @@ def test_the_slower_of_arithmetic_and_memory_counts() -> None:
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_a_roof_is_measured(monkeypatch: pytest.MonkeyPatch, precision: str) -> None:
     monkeypatch.setattr(roofline, "MATRIX", {"cpu": 64})
+    monkeypatch.setattr(roofline, "CONVOLVED", {"cpu": 1})
     monkeypatch.setattr(roofline, "COPIED", {"cpu": 2**16})
     found = measured_roof(torch.device("cpu"), precision)
     assert min(found) > 0
