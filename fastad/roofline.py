@@ -15,8 +15,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fastad.networks import Detector
 
-# Sides of square matrices, images that are convolved (28×28, 256 channels, by 3×3), and bytes that are copied: enough to
-# take milliseconds, several times each.
+# Sides of square matrices, images that are convolved (28×28, 256 channels, by 3×3), and bytes that are copied: enough
+# to take milliseconds, several times each.
 MATRIX = {"cpu": 2_048, "cuda": 8_192}
 CONVOLVED = {"cpu": 32, "cuda": 1_024}
 COPIED = {"cpu": 2**28, "cuda": 2**31}
