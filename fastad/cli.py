@@ -297,7 +297,6 @@ def quickstart(
 bench = typer.Typer(no_args_is_help=True, help="Measure speed against a plain PyTorch loop in the same run.")
 app.add_typer(bench, name="bench")
 
-RecipeArgument = Annotated[str, typer.Argument(help="A recipe fastad ships, or the path of a .toml file")]
 RepeatsOption = Annotated[int, typer.Option(min=1, help="Measurements of either side, taken in turns")]
 
 
@@ -328,15 +327,30 @@ def bench_loader(
 
 @bench.command("step")
 def bench_step(
-    recipe: RecipeArgument = "digits",
+    recipe: Annotated[
+        str | None, typer.Argument(help="A recipe's network and sets in place of every network on images made here")
+    ] = None,
+    network: Annotated[
+        list[str] | None, typer.Option("--network", help="Without a recipe: this network only (repeatable)")
+    ] = None,
     repeats: RepeatsOption = 5,
     set_: SetOption = None,
     shards: ShardsOption = None,
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
-    """Images per second of training, against a plain eager PyTorch loop fed by a DataLoader."""
-    from fastad.bench import measure_step
+    """Speed of training groups of objectives, against plain eager PyTorch loops fed by a DataLoader."""
+    if recipe is None:
+        from fastad.bench_step import measure_networks
+        from fastad.run import choose_device
+
+        if set_ or shards:
+            raise FastadError("bench step makes its own sets without a recipe: name one to use --set or --shards")
+        _print_figures(measure_networks(choose_device(device), repeats, network or ()), as_json)
+        return
+    if network:
+        raise FastadError("bench step measures a recipe's network: leave --network out, or the recipe")
+    from fastad.bench_step import measure_step
 
     _bench(measure_step, recipe, repeats, set_, shards, device, as_json)
 

@@ -10,22 +10,11 @@ import fastad
 ORDER = (
     *("__init__", "errors", "seeds", "files", "progress", "remote", "workers", "tar", "encode", "card", "manifest"),
     *("stage", "listing", "in_place", "write", "shard", "reader", "verify", "synsets", "view", "inspect", "plan"),
-    *(
-        "augment",
-        "feed",
-        "pixels",
-        "ahead",
-        "dali",
-        "resident",
-        "pipeline",
-        "backbones",
-        "networks",
-        "objectives",
-        "recipe",
-    ),
-    *("ranks", "sets", "batch_picture", "run", "tune", "group", "warm", "verdict", "training"),
-    *("checkpoint", "log", "evaluate", "outcome", "train", "estimate"),
-    *("tables", "figures", "page", "report", "quickstart", "bench", "bench_loader", "bench_shard", "cli", "__main__"),
+    *("augment", "feed", "pixels", "ahead", "dali", "resident", "pipeline", "backbones", "networks", "objectives"),
+    *("recipe", "ranks", "sets", "batch_picture", "run", "tune", "memory", "compiling", "step_graph", "group", "warm"),
+    *("verdict", "training", "checkpoint", "log", "evaluate", "outcome", "train", "estimate"),
+    *("tables", "figures", "page", "report", "quickstart"),
+    *("bench", "bench_loader", "roofline", "bench_step", "bench_shard", "cli", "__main__"),
 )
 LIGHT = {"manifest", "stage", "synsets", "view", "plan", "augment", "reader", "shard", "verify", "inspect"}
 
