@@ -100,13 +100,21 @@ class RunResult:
 
 
 def slug(name: str) -> str:
-    """A name as it stands in paths: what is not a letter, digit, dot, underscore or hyphen becomes a hyphen."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", name)
+    """A name as it stands in paths: what is not a letter, digit or one of `._=,-` becomes a hyphen."""
+    return re.sub(r"[^A-Za-z0-9._=,-]+", "-", name)
+
+
+def run_folder(out: Path, recipe: str, class_name: str, objective: str, seed: int) -> Path:
+    """Where the run of a recipe of that name lives."""
+    return out.joinpath(*map(slug, recipe.split("/")), slug(class_name), slug(objective), f"seed{seed}")
 
 
 def open_run(out: Path, recipe: Recipe, class_name: str, objective: str, seed: int) -> Run:
-    """The run in its folder, new or as it was left; raises `FastadError` if another recipe's run stands there."""
-    folder = out / slug(recipe.name) / slug(class_name) / slug(objective) / f"seed{seed}"
+    """The run in its folder, new or as it was left; raises `FastadError` if another recipe's run stands there.
+
+    A recipe's name may have parts, as `fastad.experiment` gives them: "cifar10-oe-size/oe_size=64"; each is a folder.
+    """
+    folder = run_folder(out, recipe.name, class_name, objective, seed)
     run = Run(folder, recipe, class_name, objective, seed)
     path, identity = folder / "recipe.toml", {"class": class_name, "objective": objective, "seed": seed}
     if not (folder / "run.json").is_file():
