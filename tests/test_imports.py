@@ -13,7 +13,9 @@ ORDER = (
     *("augment", "feed", "pixels", "ahead", "dali", "resident", "pipeline", "networks", "objectives", "recipe"),
     *("experiment",),
     *("ranks", "sets", "batch_picture", "run", "tune", "group", "verdict", "evaluate", "train"),
-    *("tables", "figures", "page", "report", "quickstart", "bench", "bench_loader", "bench_shard", "cli", "__main__"),
+    *("tables", "results", "measured", "published", "compare", "paper_tables", "paired", "coverage", "drawing"),
+    *("figures", "paper_figures", "words", "markup", "page", "report", "quickstart"),
+    *("bench", "bench_loader", "bench_shard", "cli", "__main__"),
 )
 LIGHT = {"manifest", "stage", "synsets", "view", "plan", "augment", "reader", "shard", "verify", "inspect"}
 
