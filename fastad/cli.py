@@ -246,13 +246,13 @@ def evaluate(
     as_json: JsonOption = False,
 ) -> None:
     """Show the metrics of finished runs with their intervals, one by one and over seeds."""
-    from fastad.report import finished_results
+    from fastad.results import finished_results
 
     _print_results(finished_results(folders), as_json)
 
 
 def _print_results(results: Sequence["RunResult"], as_json: bool) -> None:
-    from fastad.report import results_json, results_table
+    from fastad.results import results_json, results_table
 
     if as_json:
         print(json.dumps(results_json(results)))
