@@ -11,8 +11,7 @@ ORDER = (
     *("__init__", "errors", "seeds", "files", "progress", "remote", "workers", "tar", "encode", "card", "manifest"),
     *("stage", "listing", "in_place", "write", "shard", "reader", "verify", "synsets", "view", "inspect", "plan"),
     *("augment", "feed", "pixels", "ahead", "dali", "resident", "pipeline", "networks", "objectives", "recipe"),
-    *("experiment",),
-    *("ranks", "sets", "batch_picture", "run", "tune", "group", "verdict", "evaluate", "train"),
+    *("experiment", "ranks", "sets", "batch_picture", "run", "tune", "group", "warm", "verdict", "evaluate", "train"),
     *("tables", "figures", "page", "report", "quickstart", "bench", "bench_loader", "bench_shard", "cli", "__main__"),
 )
 LIGHT = {"manifest", "stage", "synsets", "view", "plan", "augment", "reader", "shard", "verify", "inspect"}
