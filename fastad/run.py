@@ -128,7 +128,7 @@ def open_run(out: Path, recipe: Recipe, class_name: str, objective: str, seed: i
 
 
 def check_recipe(path: Path, recipe: Recipe) -> None:
-    """Raises `FastadError` if another recipe than this one stands in the file; if there is none, this one is written."""
+    """Raises `FastadError` if another recipe stands in the file; writes this one if there is none."""
     if not path.is_file():
         write_text(path, dump(recipe))
         return
@@ -137,7 +137,8 @@ def check_recipe(path: Path, recipe: Recipe) -> None:
         there, asked = dump(_defining(found)).splitlines(), dump(_defining(recipe)).splitlines()
         changed = [line for line in there if line not in asked] or ["a key less"]
         raise FastadError(
-            f"{path.parent} holds a run of another recipe ({changed[0].strip()} there): choose another --out or remove it"
+            f"{path.parent} holds a run of another recipe ({changed[0].strip()} there): "
+            "choose another --out or remove it"
         )
 
 

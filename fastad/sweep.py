@@ -123,43 +123,55 @@ def sweep(
     queue = Queue(groups, out, folder)
     if retry:
         queue.forgive()
-    due = queue.due()
-    if due:
-        work, workers = _work(groups, len(due), shards, out, folder, room)
-        done = {group.name for group in groups} - {group.name for group in due}
-        with workers(work) as pool:
-            _drive(pool, queue, Watch(work, experiment.name, done), stop)
+    if due := queue.due():
+        found = layout(room, len(due))
+        work = Work(tuple(groups), shards.resolve(), out.resolve(), folder.resolve(), found.device, found.threads)
+        with _workers(work, room, found) as pool:
+            _drive(pool, queue, Watch(experiment.name, groups, out, folder), work, stop)
     trainings = sum(len(group.recipe.objectives) for group in groups)
     return Outcome(len(groups), trainings, queue.aside())
 
 
-def _work(
-    groups: Sequence[Group], due: int, shards: Path, out: Path, folder: Path, room: Room
-) -> tuple[Work, Callable[[Work], AbstractContextManager[Pool]]]:
-    """What the workers are told, and how they are opened."""
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """How many workers of how many threads work where: `device` is cpu or cuda; `gpus` is 0 on the CPU."""
+
+    device: str
+    gpus: int
+    workers: int
+    threads: int
+
+
+def layout(room: Room, due: int) -> Layout:
+    """What the room holds on this machine for so many groups; raises `FastadError` for more GPUs than there are.
+
+    On the CPU each worker has one thread, or `$OMP_NUM_THREADS`: then nothing depends on how many workers there are, as
+    it could, since threads share out sums.
+    """
     device, cores = _device(room), len(os.sched_getaffinity(0))
-    given = os.environ.get("OMP_NUM_THREADS", "")
-    # One thread: then nothing depends on how many workers there are, as it could in the order of sums.
-    threads = int(given) if given.isdecimal() and int(given) else 1
-    if device == "cuda" and room.ray is None:
-        gpus = room.gpus or torch.cuda.device_count()
-        if gpus > torch.cuda.device_count():
-            raise FastadError(f"--gpus {gpus}: PyTorch finds {torch.cuda.device_count()} here, ask for no more")
-        threads = max(1, cores // (gpus * room.workers_per_gpu))
-    work = Work(tuple(groups), shards.resolve(), out.resolve(), folder.resolve(), device, threads)
-    if room.ray is not None:
-        address = room.ray
-        say(f"workers: actors of the Ray cluster at {address}, on {'GPUs' if device == 'cuda' else 'CPUs'}")
-        return work, lambda work: actors(
-            work, address, workers=room.workers, workers_per_gpu=room.workers_per_gpu
-        )
     if device == "cuda":
-        slots = slots_on_gpus(gpus, room.workers_per_gpu, threads)[:due]
-        say(f"workers: {len(slots)} on {min(gpus, due)} GPUs, {threads} threads each")
+        there = torch.cuda.device_count()
+        if (gpus := room.gpus or there) > there and room.ray is None:
+            raise FastadError(f"--gpus {gpus}: PyTorch finds {there} here, ask for no more")
+        workers = gpus * room.workers_per_gpu
+        return Layout(device, gpus, min(due, workers), max(1, cores // max(1, workers)))
+    given = os.environ.get("OMP_NUM_THREADS", "")
+    threads = int(given) if given.isdecimal() and int(given) else 1
+    return Layout(device, 0, min(due, room.workers or max(1, cores // threads)), threads)
+
+
+def _workers(work: Work, room: Room, found: Layout) -> AbstractContextManager[Pool]:
+    where = "GPUs" if found.device == "cuda" else "the CPU"
+    threads = f"{found.threads} thread{'s' * (found.threads > 1)} each"
+    if room.ray is not None:
+        say(f"workers: on {where} of the Ray cluster at {room.ray}, {threads}")
+        return actors(work, room.ray, workers=room.workers, workers_per_gpu=room.workers_per_gpu)
+    say(f"workers: {found.workers} on {where}, {threads}")
+    if found.device == "cuda":
+        slots = slots_on_gpus(found.gpus, room.workers_per_gpu, found.threads)[: found.workers]
     else:
-        slots = slots_on_cpu(min(due, room.workers or max(1, cores // threads)), threads)
-        say(f"workers: {len(slots)} on the CPU, {threads} thread{'s' * (threads > 1)} each (OMP_NUM_THREADS)")
-    return work, lambda work: processes(work, slots)
+        slots = slots_on_cpu(found.workers, found.threads)
+    return processes(work, slots)
 
 
 def _device(room: Room) -> str:
@@ -174,7 +186,7 @@ def _device(room: Room) -> str:
     return room.device
 
 
-def _drive(pool: Pool, queue: Queue, watch: Watch, stop: Callable[[], int]) -> None:
+def _drive(pool: Pool, queue: Queue, watch: Watch, work: Work, stop: Callable[[], int]) -> None:
     """Watches the workers until all have ended, starting others for those that die while groups are due."""
     pool.fill()
     asked, false_starts = 0, 0
@@ -185,12 +197,12 @@ def _drive(pool: Pool, queue: Queue, watch: Watch, stop: Callable[[], int]) -> N
             watch.read()
             for worker, how in ended:
                 if how is not None:
-                    _note_death(queue, watch, Ended(worker, how))
+                    _note_death(queue, watch, work, Ended(worker, how))
                     false_starts = 0 if worker in watch.ready else false_starts + 1
                 watch.doing.pop(worker, None)
                 watch.ready.discard(worker)
             if false_starts >= FALSE_STARTS:
-                raise FastadError(f"workers end before they are ready: see {watch.work.log(ended[-1].name)}")
+                raise FastadError(f"workers end before they are ready: see {work.log(ended[-1].name)}")
             if stop() and not asked:
                 asked = stop()
                 pool.stop()
@@ -203,13 +215,13 @@ def _drive(pool: Pool, queue: Queue, watch: Watch, stop: Callable[[], int]) -> N
         raise Interrupted(asked)
 
 
-def _note_death(queue: Queue, watch: Watch, ended: Ended) -> None:
+def _note_death(queue: Queue, watch: Watch, work: Work, ended: Ended) -> None:
     """Notes the group that a worker had when it died as failed, if the worker has not said so itself."""
     group = watch.doing.get(ended.name)
     say(f"{ended.name} {ended.how}{f' at {group.label}' if group else ''}")
     if group is not None and group in queue.due():
         watch.failures += 1
-        queue.fail(group, f"the worker {ended.name} {ended.how}\n\nWhat led to it is in {watch.work.log(ended.name)}.")
+        queue.fail(group, f"the worker {ended.name} {ended.how}\n\nWhat led to it is in {work.log(ended.name)}.")
 
 
 def aside_line(outcome: Outcome) -> str:

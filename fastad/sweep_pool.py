@@ -236,7 +236,7 @@ class _Actors:
         while len(self._alive) < room:
             name = f"{driver_name()}.ray{self._started}"
             actor = ray.remote(_Worker).options(**settings).remote()
-            self._alive[actor.run.remote(self._work, name)] = name, actor
+            self._alive[actor.run.remote(self._work, name)] = name, actor  # type: ignore[attr-defined]
             self._started += 1
 
     def _environment(self) -> dict[str, str]:

@@ -1,13 +1,14 @@
-"""The queue of a sweep: which groups are finished, claimed, failed or due, as any process that sees the folder finds it.
+"""The queue of a sweep: which groups are finished, claimed, failed or due.
 
 Owns the folder `<out>/<experiment>/.sweep/`: claims and failures; that a group is finished, only its results tell.
 Use: `queue = Queue(groups, out, folder)`, then `group = queue.take()` … `queue.leave(group)`.
 
-A claim is a lock on one byte of one file, the byte that a hash of the group's name says. The kernel takes it back when
-its process ends, however it ends, so that no clock or host name has to tell whether a claimant lives. It is a POSIX
-lock (`fcntl.lockf`) and not `flock` or a file created exclusively: of the three it alone is carried by NFS to all its
-clients as it is, and given back by the server for a client that has died. Lustre must be mounted with `-o flock`, BeeGFS
-needs `tuneUseGlobalFileLocks`; `Presence` refuses a file system that keeps locks to each machine.
+Any process that sees the folder may take part, on any machine. A claim is a lock on one byte of one file, the byte that
+a hash of the group's name says. The kernel takes it back when its process ends, however it ends, so that neither clocks
+nor host names have to tell whether a claimant lives, as they would with files that are created or renamed. It is a
+POSIX lock (`fcntl.lockf`), which NFS carries to its server as it is, and the server gives up for a machine that is
+gone. Lustre must be mounted with `-o flock`, BeeGFS needs `tuneUseGlobalFileLocks`: where a file system keeps locks to
+each machine, two of them may train the same group, and `Presence` refuses it.
 """
 
 import fcntl
@@ -57,6 +58,10 @@ class Group:
             run_folder(out, self.recipe.name, self.class_name, objective, self.seed)
             for objective in self.recipe.objectives
         ]
+
+    def is_finished(self, out: Path) -> bool:
+        """Whether all of them have their results."""
+        return all((folder / "result.json").is_file() for folder in self.folders(out))
 
 
 class Queue:
@@ -119,9 +124,7 @@ class Queue:
         return Counter(path.name.rsplit(".", 2)[0] for path in self._failed.glob("*.log"))
 
     def _is_finished(self, group: Group) -> bool:
-        if group.file_name in self._due and all(
-            (folder / "result.json").is_file() for folder in group.folders(self._out)
-        ):
+        if group.file_name in self._due and group.is_finished(self._out):
             del self._due[group.file_name]
         return group.file_name not in self._due
 

@@ -6,12 +6,11 @@ Use: `with Screen(watch) as screen: watch.read(); screen.show(names)`.
 
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.live import Live
 from rich.table import Table
@@ -19,7 +18,6 @@ from rich.text import Text
 
 from fastad.progress import PLAIN_LINE_EVERY_S, console, say
 from fastad.sweep_queue import Group
-from fastad.sweep_worker import Work
 
 # Of a run's log, enough to hold its last line.
 LAST_LINE_BYTES = 1_000
@@ -34,26 +32,35 @@ class Pace:
     stall_share: float
 
 
+class Measured(NamedTuple):
+    """What a group took, from being claimed to its results, and the steps that it was trained for."""
+
+    group: Group
+    device: str
+    seconds: float
+    steps: int
+
+
 class Watch:
     """Takes in what workers tell, here and on all machines that share the folder.
 
-    `done`: names of finished groups. `failures`: groups that failed since the watch began. `doing`: each worker's group.
-    `seconds`: what finished groups took, also in earlier sweeps of the folder, by recipe's name, with the device.
+    `done`: names of finished groups. `failures`: groups that failed since the watch began. `doing`: each worker's
+    group. `measured`: the groups that were finished, also before.
     """
 
-    def __init__(self, work: Work, name: str, done: set[str]) -> None:
-        self.work = work
+    def __init__(self, name: str, groups: Iterable[Group], out: Path, folder: Path) -> None:
         self.name = name
-        self.groups = {group.name: group for group in work.groups}
-        self.done = done
+        self.groups = {group.name: group for group in groups}
+        self.done = {name for name, group in self.groups.items() if group.is_finished(out)}
+        self._out = out
+        self._folder = folder
         self.failures = 0
         self.doing: dict[str, Group | None] = {}
         self.ready: set[str] = set()
-        self.seconds: list[tuple[str, str, float]] = []
+        self.measured: list[Measured] = []
         self.began = time.time()
         self.done_here = 0
         self.trainings_here = 0
-        self.first_at: float | None = None
         self._read: dict[Path, int] = {}
         self._devices: dict[str, str] = {}
 
@@ -69,7 +76,7 @@ class Watch:
                     self.doing[worker] = group
                     continue
                 case "done" if group is not None:
-                    self.seconds.append((group.recipe.name, self._devices.get(worker, ""), told["seconds"]))
+                    self.measured.append(Measured(group, self._devices.get(worker, ""), told["seconds"], told["steps"]))
                     if told["at"] >= self.began:
                         self.done_here += 1
                         self.trainings_here += told["trainings"]
@@ -80,7 +87,7 @@ class Watch:
 
     def _new(self) -> Iterator[tuple[str, dict[str, Any]]]:
         """The lines told since, each with its worker's name."""
-        for path in sorted((self.work.folder / "workers").glob("*.jsonl")):
+        for path in sorted((self._folder / "workers").glob("*.jsonl")):
             at = self._read.get(path, 0)
             with open(path, "rb") as file:
                 file.seek(at)
@@ -109,19 +116,13 @@ class Watch:
         group = self.doing.get(worker)
         if group is None:
             return None
-        for folder in group.folders(self.work.out):
+        for folder in group.folders(self._out):
             with suppress(OSError, IndexError, ValueError, KeyError):
                 with open(folder / "log.jsonl", "rb") as file:
                     file.seek(max(0, file.seek(0, 2) - LAST_LINE_BYTES))
                     line = json.loads(file.read().splitlines()[-1])
                 return Pace(line["epoch"] + 1, line["images_per_s"], line["stall_share"])
         return None
-
-
-def seconds_a_group(seconds: Sequence[tuple[str, str, float]], recipe: str | None = None) -> float | None:
-    """The median of what groups took, of one point or of all; None if there are none."""
-    found = [each for name, _, each in seconds if recipe in (None, name)]
-    return median(found) if found else None
 
 
 def duration(seconds: float) -> str:

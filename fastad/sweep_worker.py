@@ -24,8 +24,8 @@ import torch
 
 from fastad.errors import FastadError, Interrupted
 from fastad.files import append_line
-from fastad.sweep_queue import Group, Queue
 from fastad.run import choose_device, environment
+from fastad.sweep_queue import Group, Queue
 from fastad.train import train
 from fastad.warm import Warm
 
@@ -94,7 +94,8 @@ def work_on(work: Work, name: str, stopping: threading.Event) -> None:
         else:
             seconds = time.perf_counter() - started
             train_s = max(result.seconds["train"] for result in results)
-            _tell(work, name, "done", group, seconds=round(seconds, 3), train_s=train_s, trainings=len(results))
+            told = {"seconds": round(seconds, 3), "train_s": train_s, "trainings": len(results)}
+            _tell(work, name, "done", group, **told, steps=results[0].counts["steps"])
         finally:
             queue.leave(group)
 
