@@ -14,6 +14,7 @@ import torch
 from fastad.augment import AugmentSpec
 from fastad.dali import LoaderSpec
 from fastad.group import Workbench
+from fastad.networks import build
 from fastad.recipe import DataSpec, Recipe
 from fastad.sets import Sets, open_sets
 from fastad.tune import Tuner
@@ -43,11 +44,15 @@ class Warm:
         return self._sets[key]
 
     def workbench(self, recipe: Recipe, shape_hwc: tuple[int, int, int], device: torch.device) -> Workbench:
-        """A workbench for the recipe's models; it is given nothing of the recipe that it must not depend on."""
+        """A workbench for the recipe's models; it is given nothing of the recipe that it must not depend on.
+
+        Raises `FastadError` if the network does not take such images, or its weights are not its own.
+        """
         data = DataSpec("", batch_nominal=recipe.data.batch_nominal, batch_oe=recipe.data.batch_oe)
         needed = replace(recipe, name="", objectives=(), data=data, augment=AugmentSpec(), loader=LoaderSpec())
         key = needed, shape_hwc, str(device)
         if key not in self._workbenches:
+            build(recipe.network, shape_hwc, None, seed=0, weights=recipe.network_weights)
             self._workbenches[key] = Workbench(needed, shape_hwc, device)
         return self._workbenches[key]
 

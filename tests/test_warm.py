@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from fastad import warm as warm_module
+from fastad.errors import FastadError
 from fastad.evaluate import read_scores
 from fastad.recipe import Recipe
 from fastad.run import find_runs
@@ -97,7 +98,9 @@ def test_other_shards_devices_and_ways_to_hold_are_not_shared(recipe: Recipe, ho
     for changed in (
         replace(recipe, train=replace(recipe.train, compile="off")),
         replace(recipe, data=replace(recipe.data, batch_nominal=8)),
-        replace(recipe, network="cifar-lenet"),
     ):
         assert warm.workbench(changed, (28, 28, 1), CPU) is not bench
-    assert warm.workbench(recipe, (32, 32, 1), CPU) is not bench
+    colour = replace(recipe, network="torchvision:resnet18")
+    assert warm.workbench(colour, (32, 32, 3), CPU) is not warm.workbench(colour, (40, 40, 3), CPU)
+    with pytest.raises(FastadError, match="resnet18 takes colour images, found 28×28×1"):
+        warm.workbench(colour, (28, 28, 1), CPU)
