@@ -47,10 +47,14 @@ class Group:
         return "--".join((slug(self.recipe.name), slug(self.class_name), f"seed{self.seed}"))
 
     @property
+    def point(self) -> str:
+        """The label of its place in the grid."""
+        return self.recipe.name.partition("/")[2]
+
+    @property
     def label(self) -> str:
         """The name for those who know the experiment."""
-        point = self.recipe.name.partition("/")[2]
-        return " ".join(filter(None, (point, self.class_name, f"seed {self.seed}")))
+        return " ".join(filter(None, (self.point, self.class_name, f"seed {self.seed}")))
 
     def folders(self, out: Path) -> list[Path]:
         """Where its runs live."""

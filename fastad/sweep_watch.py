@@ -33,12 +33,15 @@ class Pace:
 
 
 class Measured(NamedTuple):
-    """What a group took, from being claimed to its results, and the steps that it was trained for."""
+    """What a group took: `seconds` from being claimed to its results, `train_s` of them in its `steps`; done `at`, in
+    seconds since 1970."""
 
     group: Group
     device: str
     seconds: float
+    train_s: float
     steps: int
+    at: float
 
 
 class Watch:
@@ -76,7 +79,10 @@ class Watch:
                     self.doing[worker] = group
                     continue
                 case "done" if group is not None:
-                    self.measured.append(Measured(group, self._devices.get(worker, ""), told["seconds"], told["steps"]))
+                    device = self._devices.get(worker, "")
+                    self.measured.append(
+                        Measured(group, device, told["seconds"], told["train_s"], told["steps"], told["at"])
+                    )
                     if told["at"] >= self.began:
                         self.done_here += 1
                         self.trainings_here += told["trainings"]

@@ -13,7 +13,8 @@ ORDER = (
     *("augment", "feed", "pixels", "ahead", "dali", "resident", "pipeline", "backbones", "networks", "objectives"),
     *("recipe", "experiment", "ranks", "sets", "batch_picture", "run", "tune", "group", "warm", "verdict", "evaluate"),
     *("train", "sweep_queue", "sweep_worker", "sweep_pool", "sweep_watch", "sweep", "estimate", "toy"),
-    *("tables", "figures", "page", "report", "quickstart", "bench", "bench_loader", "bench_shard", "cli", "__main__"),
+    *("tables", "figures", "page", "report", "quickstart", "bench", "bench_loader", "bench_shard", "bench_sweep"),
+    *("options", "cli_sweep", "cli", "__main__"),
 )
 LIGHT = {"manifest", "stage", "synsets", "view", "plan", "augment", "reader", "shard", "verify", "inspect"}
 
