@@ -86,7 +86,8 @@ class Workbench:
 
     def member(self, objective: Objective, seed: int, compiled: bool) -> Member:
         """A member with the seed's fresh parameters; it is the only valid one of its objective until the next call."""
-        fresh = build(self.recipe.network, self.shape_hwc, objective.output_width, seed)
+        recipe = self.recipe
+        fresh = build(recipe.network, self.shape_hwc, objective.output_width, seed, recipe.network_weights)
         if objective.name not in self._models:
             over_whole_batches(fresh)
             fresh.autocast_dtype = torch.bfloat16 if self.precision == "bfloat16" else None

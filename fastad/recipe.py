@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from fastad.augment import AugmentSpec
+from fastad.backbones import PREFIX
 from fastad.dali import BAD_IMAGES, LoaderSpec
 from fastad.errors import FastadError, unknown
-from fastad.networks import NETWORKS
+from fastad.networks import find_network
 from fastad.objectives import find
 from fastad.plan import ORDERS
 from fastad.synsets import SYNSETS
@@ -82,13 +83,15 @@ class TrainSpec:
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """A resolved recipe; equal recipes with equal class, objective and seed are the same run."""
+    """A resolved recipe; equal recipes with equal class, objective and seed are the same run. `network`: a name of
+    `fastad.networks`, or "torchvision:<name>", for which `network_weights` may be the path of its state dict."""
 
     name: str
     network: str
     objectives: tuple[str, ...]
     data: DataSpec
     optim: OptimSpec
+    network_weights: str | None = None
     augment: AugmentSpec = field(default_factory=AugmentSpec)
     loader: LoaderSpec = field(default_factory=LoaderSpec)
     train: TrainSpec = field(default_factory=TrainSpec)
@@ -98,7 +101,6 @@ class Recipe:
 OE_ORDERS = tuple(name for name in ORDERS if name != "permutation")
 
 CHOICES = {
-    "network": tuple(NETWORKS),
     "data.oe_order": OE_ORDERS,
     "data.oe_exclude_synsets": tuple(SYNSETS),
     "loader.bad_images": BAD_IMAGES,
@@ -186,6 +188,9 @@ def _override(table: dict[str, Any], override: str) -> None:
 def parse(table: Mapping[str, Any]) -> Recipe:
     """A recipe from a table as TOML gives it, every field checked."""
     recipe: Recipe = _parse(Recipe, table, "")
+    find_network(recipe.network)
+    if recipe.network_weights is not None and not recipe.network.startswith(PREFIX):
+        raise FastadError(f"recipe key network_weights is for torchvision's networks, and {recipe.network} is none")
     for objective in recipe.objectives:
         find(objective)
     weights, sets = recipe.data.oe_weights, recipe.data.oe

@@ -116,21 +116,30 @@ def open_run(out: Path, recipe: Recipe, class_name: str, objective: str, seed: i
     """
     folder = run_folder(out, recipe.name, class_name, objective, seed)
     run = Run(folder, recipe, class_name, objective, seed)
-    path, identity = folder / "recipe.toml", {"class": class_name, "objective": objective, "seed": seed}
+    identity = {"class": class_name, "objective": objective, "seed": seed}
     if not (folder / "run.json").is_file():
-        write_text(path, dump(recipe))
+        write_text(folder / "recipe.toml", dump(recipe))
         write_json(folder / "run.json", identity)
         return run
     if (other := json.loads((folder / "run.json").read_bytes())) != identity:
         raise FastadError(f"{folder} holds the run of {other['class']} {other['objective']}: choose another --out")
+    check_recipe(folder / "recipe.toml", recipe)
+    return run
+
+
+def check_recipe(path: Path, recipe: Recipe) -> None:
+    """Raises `FastadError` if another recipe stands in the file; writes this one if there is none."""
+    if not path.is_file():
+        write_text(path, dump(recipe))
+        return
     found = load(str(path))
     if _defining(found) != _defining(recipe):
         there, asked = dump(_defining(found)).splitlines(), dump(_defining(recipe)).splitlines()
         changed = [line for line in there if line not in asked] or ["a key less"]
         raise FastadError(
-            f"{folder} holds a run of another recipe ({changed[0].strip()} there): choose another --out or remove it"
+            f"{path.parent} holds a run of another recipe ({changed[0].strip()} there): "
+            "choose another --out or remove it"
         )
-    return run
 
 
 def _defining(recipe: Recipe) -> Recipe:

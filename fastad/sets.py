@@ -191,5 +191,7 @@ def _source(
 def free_bytes(device: torch.device) -> int:
     """The memory that is free on the device, for each of the processes that share it."""
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        # What PyTorch has freed and keeps for itself is free, too.
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + kept
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // processes_here()

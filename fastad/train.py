@@ -32,9 +32,10 @@ from fastad.progress import progress, say
 from fastad.ranks import Agreed, of_all, of_first, share
 from fastad.recipe import Recipe
 from fastad.run import Run, RunResult, environment, open_run, read_result, save_tensors, write_result
-from fastad.sets import Sets, make_plan, one_vs_rest, open_sets, testing_source, training_sources
+from fastad.sets import Sets, make_plan, one_vs_rest, testing_source, training_sources
 from fastad.tune import Tuner
 from fastad.verdict import Pace, Verdict, judge
+from fastad.warm import Warm
 
 
 def never() -> int:
@@ -83,15 +84,18 @@ def train(
     objectives: Sequence[str] = (),
     seeds: Sequence[int] = (1,),
     stop: Callable[[], int] = never,
+    warm: Warm | None = None,
 ) -> list[RunResult]:
     """Trains and evaluates every class × objective × seed; finished runs are left alone, unfinished ones go on.
 
     `classes` empty means every class of the nominal set, `objectives` empty the recipe's. Raises `FastadError` for what
     the user can mend, before anything is written, and `Interrupted` once `stop()` is not 0. Where there are several
-    processes each takes its share of the batches; the first alone reads and writes run folders, and evaluates.
+    processes each takes its share of the batches; the first alone reads and writes run folders, and evaluates. Calls
+    that are given the same `warm` open, hold and compile things once; it changes no number.
     """
-    sets = open_sets(recipe, shards)
-    workbench = Workbench(recipe, sets.shape_hwc, device)
+    warm = warm or Warm()
+    sets = warm.sets(recipe, shards, device)
+    workbench = warm.workbench(recipe, sets.shape_hwc, device)
     wanted = [find(name) for name in dict.fromkeys(objectives or recipe.objectives)]
     if not sets.oe and (needing := [objective.name for objective in wanted if objective.uses_oe]):
         say(f"no OE set: {', '.join(needing)} will see nominal images only")
@@ -103,7 +107,7 @@ def train(
     runs_of = of_first(_open_runs, out, recipe, tasks, wanted)
     stop = Agreed(stop)
 
-    tuner = Tuner(recipe, device, runs=len(tasks))
+    tuner = warm.tuner(recipe, shards, device, groups=len(tasks))
     results: dict[Path, RunResult] = {}
     for number, ((seed, class_name), runs) in enumerate(zip(tasks, runs_of, strict=True), start=1):
         label = f"[{number}/{len(tasks)}] {class_name} seed {seed}"
@@ -119,9 +123,9 @@ def train(
             sources = training_sources(recipe, sets, plan, device)
             for training in group:
                 _recall_faults(training, plan, sources)
-            _train_group(workbench, sets, plan, sources, tuner, group, label, stop)
+            _train_group(recipe, workbench, sets, plan, sources, tuner, group, label, stop)
             _join_faults(sources)
-            results |= of_first(_evaluate_group, workbench, sets, plan, sources, group)
+            results |= of_first(_evaluate_group, recipe, workbench, sets, plan, sources, group)
     return [results[run.folder] for runs in runs_of for run in runs]
 
 
@@ -182,6 +186,7 @@ def _recall_faults(training: _Training, plan: Plan, sources: Sequence[Source]) -
 
 
 def _train_group(
+    recipe: Recipe,
     workbench: Workbench,
     sets: Sets,
     plan: Plan,
@@ -192,7 +197,7 @@ def _train_group(
     stop: Callable[[], int],
 ) -> None:
     """Steps every member through the plan's batches; the host waits for the device at the end of an epoch only."""
-    recipe, start, members = workbench.recipe, group[0].step, [training.member for training in group]
+    start, members = group[0].step, [training.member for training in group]
     made = train_batches(
         plan,
         sources,
@@ -301,12 +306,11 @@ def _cut_log(run: Run, start: int) -> None:
 
 
 def _evaluate_group(
-    workbench: Workbench, sets: Sets, plan: Plan, sources: Sequence[Source], group: list[_Training]
+    recipe: Recipe, workbench: Workbench, sets: Sets, plan: Plan, sources: Sequence[Source], group: list[_Training]
 ) -> dict[Path, RunResult]:
     """Scores the test images with all members in one pass; writes model, scores and examples, and results last."""
     rows, target = one_vs_rest(sets, group[0].run.class_name)
     started = time.perf_counter()
-    recipe = workbench.recipe
     source = testing_source(recipe, sets, rows, workbench.device)
     batches = evaluation_batches(source, rows, target, recipe.augment, workbench.device, loader=recipe.loader)
     scores = score_batches([(training.member.model, training.member.objective) for training in group], batches)

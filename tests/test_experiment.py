@@ -37,7 +37,8 @@ def test_the_paper_s_experiments_are_those_of_its_table_and_come_to_20100_traini
     found = {name: counted(name) for name in PAPER}
     assert found == PAPER
     assert sum(a * b * c * d for a, b, c, d in found.values()) == 20_100
-    assert set(experiment_names()) - set(PAPER) == {"fashion-mnist", "smoke"}
+    assert counted("toy") == (2, 2, 1, 1)
+    assert set(experiment_names()) - set(PAPER) == {"fashion-mnist", "smoke", "toy"}
 
 
 def test_points_are_recipes_of_their_own_names() -> None:

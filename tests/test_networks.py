@@ -1,6 +1,7 @@
 """Networks: counts and initial statistics as PROTOCOL gives them, and the numbers of an independent construction."""
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from fastad.errors import FastadError
-from fastad.networks import NETWORKS, Detector, build, parameter_count
+from fastad.networks import Detector, build, find_network, parameter_count
 
 SHAPE = (28, 28, 1)
 
@@ -26,49 +27,132 @@ def test_parameter_count_of_the_mnist_lenet() -> None:
     assert parameter_count(build("mnist-lenet", SHAPE, 1, seed=1)) == 115_968 + 33
 
 
-def test_initial_statistics() -> None:
-    """Standard deviations over 200 seeds within 1 % of √(2 / (fan in + fan out)) × gain; biases within ±1/√fan in."""
+@pytest.mark.parametrize(
+    ("name", "shape_hwc", "fans", "seeds"),
+    [
+        ("mnist-lenet", SHAPE, [(25, 25 * 16), (25 * 16, 25 * 32), (1568, 64), (64, 32)], 200),
+        (
+            "cifar-lenet",
+            (32, 32, 3),
+            [(25 * 3, 25 * 32), (25 * 32, 25 * 64), (25 * 64, 25 * 128), (2048, 512), (512, 256)],
+            20,
+        ),
+        ("toy", (1, 2, 1), [(2, 256), (256, 128)], 50),
+    ],
+)
+def test_initial_statistics(
+    name: str, shape_hwc: tuple[int, int, int], fans: list[tuple[int, int]], seeds: int
+) -> None:
+    """Standard deviations over the seeds within 1 % of √(2 / (fan in + fan out)) × gain; biases within ±1/√fan in."""
     gain = math.sqrt(2 / (1 + 0.01**2))
-    weights: list[list[np.ndarray]] = [[], [], [], []]
-    biases: list[list[np.ndarray]] = [[], [], [], []]
-    for seed in range(200):
-        model = build("mnist-lenet", SHAPE, 1, seed=seed)
+    weights: list[list[np.ndarray]] = [[] for _ in fans]
+    biases: list[list[np.ndarray]] = [[] for _ in fans]
+    for seed in range(seeds):
+        model = build(name, shape_hwc, 1, seed=seed)
         modules = [*layers(model.body, nn.Conv2d), *layers(model.body, nn.Linear)]  # type: ignore[arg-type]
         for place, module in enumerate(modules):
             weights[place].append(module.weight.detach().numpy().ravel())  # type: ignore[union-attr,operator]
             biases[place].append(module.bias.detach().numpy())  # type: ignore[union-attr,operator]
-    fans = [(25, 25 * 16), (25 * 16, 25 * 32), (1568, 64), (64, 32)]
     for place, (fan_in, fan_out) in enumerate(fans):
         values = np.concatenate(weights[place])
-        expected = (1 if place == 3 else gain) * math.sqrt(2 / (fan_in + fan_out))
+        expected = (1 if place == len(fans) - 1 else gain) * math.sqrt(2 / (fan_in + fan_out))
         assert values.std() == pytest.approx(expected, rel=0.01)
         assert abs(values.mean()) < 5 * expected / math.sqrt(values.size)
         bound, bias = 1 / math.sqrt(fan_in), np.concatenate(biases[place])
         assert np.abs(bias).max() <= bound
         assert bias.std() == pytest.approx(bound / math.sqrt(3), rel=0.05)
     for norm in layers(model, nn.BatchNorm2d) + layers(model, nn.BatchNorm1d):
-        assert (norm.eps, norm.momentum) == (1e-4, 0.1)
+        assert (norm.eps, norm.momentum) == (1e-5 if name == "toy" else 1e-4, 0.1)
         assert torch.equal(norm.weight, torch.ones_like(norm.weight))
 
 
-def test_outputs_equal_an_independent_construction() -> None:
-    model = build("mnist-lenet", SHAPE, 1, seed=3)
-    p = {name: value.contiguous() for name, value in model.state_dict().items()}
-    x = torch.rand(32, 1, 28, 28)
+Parameters = dict[str, torch.Tensor]
 
-    def normalised(x: torch.Tensor, name: str) -> torch.Tensor:
-        axes = (0, 2, 3) if x.ndim == 4 else (0,)
-        shape = (1, -1, 1, 1) if x.ndim == 4 else (1, -1)
-        mean, variance = x.mean(axes, keepdim=True), x.var(axes, unbiased=False, keepdim=True)
-        x = (x - mean) / (variance + 1e-4).sqrt()
-        return F.leaky_relu(x * p[f"{name}.weight"].view(shape) + p[f"{name}.bias"].view(shape), 0.01)
 
-    y = F.max_pool2d(normalised(F.conv2d(x, p["body.0.weight"], p["body.0.bias"], padding=2), "body.1"), 2)
-    y = F.max_pool2d(normalised(F.conv2d(y, p["body.4.weight"], p["body.4.bias"], padding=2), "body.5"), 2)
-    y = normalised(y.reshape(32, -1) @ p["body.9.weight"].T + p["body.9.bias"], "body.10")
-    y = y @ p["body.12.weight"].T + p["body.12.bias"]
-    y = y @ p["head.weight"].T + p["head.bias"]
-    torch.testing.assert_close(model(x.to(memory_format=torch.channels_last)), y, atol=1e-5, rtol=1e-4)
+def normalised(x: torch.Tensor, p: Parameters, name: str, eps: float) -> torch.Tensor:
+    """Batch norm of training, from its formula."""
+    axes = (0, 2, 3) if x.ndim == 4 else (0,)
+    shape = (1, -1, 1, 1) if x.ndim == 4 else (1, -1)
+    mean, variance = x.mean(axes, keepdim=True), x.var(axes, unbiased=False, keepdim=True)
+    return (x - mean) / (variance + eps).sqrt() * p[f"{name}.weight"].view(shape) + p[f"{name}.bias"].view(shape)
+
+
+def plain_lenet(p: Parameters, x: torch.Tensor) -> torch.Tensor:
+    """PROTOCOL's LeNet of as many convolutions as there are parameters for."""
+    place = 0
+    while f"body.{place}.weight" in p:
+        y = F.conv2d(x, p[f"body.{place}.weight"], p[f"body.{place}.bias"], padding=2)
+        x = F.max_pool2d(F.leaky_relu(normalised(y, p, f"body.{place + 1}", 1e-4), 0.01), 2)
+        place += 4
+    place += 1
+    x = x.reshape(len(x), -1) @ p[f"body.{place}.weight"].T + p[f"body.{place}.bias"]
+    x = F.leaky_relu(normalised(x, p, f"body.{place + 1}", 1e-4), 0.01)
+    return x @ p[f"body.{place + 3}.weight"].T + p[f"body.{place + 3}.bias"]
+
+
+def plain_toy(p: Parameters, x: torch.Tensor) -> torch.Tensor:
+    x = normalised(x.reshape(len(x), 2) @ p["body.1.weight"].T + p["body.1.bias"], p, "body.2", 1e-5)
+    x = torch.where(x > 0, x, torch.exp(x) - 1)
+    return 1 / (1 + torch.exp(-(x @ p["body.4.weight"].T + p["body.4.bias"]))) - 0.5
+
+
+def plain_resnet(p: Parameters, x: torch.Tensor) -> torch.Tensor:
+    """ResNet-18 with CBAM after each block's second batch norm, with the pooling operators that CBAM's authors use."""
+    x = F.relu(normalised(F.conv2d(x, p["body.0.weight"], stride=2, padding=3), p, "body.1", 1e-5))
+    x = F.max_pool2d(x, 3, stride=2, padding=1)
+    for number in range(8):
+        name, stride = f"body.{number + 4}", 2 if number in (2, 4, 6) else 1
+        y = F.conv2d(x, p[f"{name}.convolutions.0.weight"], stride=stride, padding=1)
+        y = F.relu(normalised(y, p, f"{name}.convolutions.1", 1e-5))
+        y = F.conv2d(y, p[f"{name}.convolutions.3.weight"], padding=1)
+        y = normalised(y, p, f"{name}.convolutions.4", 1e-5)
+
+        def perceptron(pooled: torch.Tensor, name: str = f"{name}.gates.0.perceptron") -> torch.Tensor:
+            hidden = F.relu(F.linear(pooled.flatten(1), p[f"{name}.0.weight"], p[f"{name}.0.bias"]))
+            return F.linear(hidden, p[f"{name}.2.weight"], p[f"{name}.2.bias"])
+
+        channel = perceptron(F.adaptive_avg_pool2d(y, 1)) + perceptron(F.adaptive_max_pool2d(y, 1))
+        y = y * torch.sigmoid(channel).view(*channel.shape, 1, 1)
+        place = torch.stack((y.max(dim=1).values, y.mean(dim=1)), dim=1)
+        place = F.conv2d(place, p[f"{name}.gates.1.convolution.weight"], padding=3)
+        y = y * torch.sigmoid(normalised(place, p, f"{name}.gates.1.norm", 1e-5))
+        if f"{name}.shortcut.0.weight" in p:
+            x = F.conv2d(x, p[f"{name}.shortcut.0.weight"], stride=stride)
+            x = normalised(x, p, f"{name}.shortcut.1", 1e-5)
+        x = F.relu(x + y)
+    return F.adaptive_avg_pool2d(x, 1).flatten(1) @ p["body.13.weight"].T + p["body.13.bias"]
+
+
+@pytest.mark.parametrize(
+    ("name", "shape_hwc", "plain"),
+    [
+        ("mnist-lenet", SHAPE, plain_lenet),
+        ("cifar-lenet", (32, 32, 3), plain_lenet),
+        ("resnet18-cbam", (64, 64, 3), plain_resnet),
+        ("toy", (1, 2, 1), plain_toy),
+    ],
+)
+def test_outputs_equal_an_independent_construction(
+    name: str, shape_hwc: tuple[int, int, int], plain: Callable[[Parameters, torch.Tensor], torch.Tensor]
+) -> None:
+    """Float32, sums in other orders: 1e-4 of the largest output. Norms and biases are drawn, as some begin at 0."""
+    model = build(name, shape_hwc, 1, seed=3)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim == 1:
+                parameter.uniform_(-0.5, 0.5, generator=generator)
+    p = {key: value.contiguous() for key, value in model.state_dict().items()}
+    height, width, channels = shape_hwc
+    x = torch.rand(16, channels, height, width, generator=generator)
+    expected = plain(p, x) @ p["head.weight"].T + p["head.bias"]
+    found = model(x.to(memory_format=torch.channels_last))
+    torch.testing.assert_close(found, expected, atol=1e-4 * expected.abs().max().item(), rtol=0)
+
+
+def test_parameter_count_of_the_toy_network() -> None:
+    linears = (2 * 256 + 256) + (256 * 128 + 128)
+    assert parameter_count(build("toy", (1, 2, 1), None, seed=1)) == linears + 2 * 256
 
 
 def test_a_seed_gives_the_same_body_under_every_head_and_leaves_global_state_alone() -> None:
@@ -90,6 +174,8 @@ def test_other_images_and_unknown_networks_are_said() -> None:
         build("lenet", SHAPE, None, seed=1)
     with pytest.raises(FastadError, match="resnet18-cbam takes colour images of 32 px or more, found 28×28×1"):
         build("resnet18-cbam", SHAPE, None, seed=1)
+    with pytest.raises(FastadError, match="toy takes images of 1×2×1, found 28×28×1: choose another"):
+        build("toy", SHAPE, None, seed=1)
 
 
 def test_parameter_count_of_the_cifar_lenet() -> None:
@@ -146,12 +232,12 @@ def test_initial_statistics_of_the_resnet() -> None:
     assert not last.bias.any()
 
 
-@pytest.mark.parametrize("name", ["cifar-lenet", "resnet18-cbam"])
+@pytest.mark.parametrize("name", ["cifar-lenet", "resnet18-cbam", "torchvision:resnet18"])
 def test_colour_networks_learn_from_every_parameter(name: str) -> None:
     model = build(name, (32, 32, 3), None, seed=1)
     images = torch.rand(8, 3, 32, 32).to(memory_format=torch.channels_last)
     found = model(images)
-    assert found.shape == (8, NETWORKS[name].representation_width)
+    assert found.shape == (8, find_network(name).representation_width)
     found.square().sum().backward()
     still = [key for key, parameter in model.named_parameters() if parameter.grad is None]
     assert not still
