@@ -259,9 +259,9 @@ def _print_results(results: Sequence["RunResult"], as_json: bool) -> None:
 @app.command()
 def report(
     folders: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Run folders, or folders of runs")],
-    out: Annotated[Path, typer.Option("--out", help="Folder for report.md and report.html")] = Path("report"),
+    out: Annotated[Path, typer.Option("--out", help="Folder for the report's files")] = Path("report"),
 ) -> None:
-    """Write a report of finished runs: report.md and one self-contained report.html."""
+    """Write a report of finished runs: report.md, one self-contained report.html, and the paper's tables and figures."""
     from fastad.report import write_report
 
     for path in write_report(folders, out):

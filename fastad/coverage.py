@@ -1,15 +1,17 @@
 """What of the named experiments the results hold: how many of their trainings, what is missing, what was changed.
 
 Owns that comparison; what an experiment is, is `fastad.experiment`'s.
-Use: `for found in coverage(finished_runs([Path("runs")])): print(found.command)`.
+Use: `found = coverage(runs)["smoke"]`, then `if not found.is_whole: print(command(found, Path("runs")))`.
 """
 
-import importlib
+import json
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from fastad.experiment import Experiment, class_names, experiment_names, find_experiment, point_recipe
+from fastad.listing import converter_names, find_converter
 from fastad.recipe import Recipe, known_keys
 from fastad.run import Run, natural
 from fastad.tables import Cell, Row, Table
@@ -17,12 +19,14 @@ from fastad.tables import Cell, Row, Table
 
 @dataclass(frozen=True, slots=True)
 class Coverage:
-    """How much of an experiment there is. `changes`: what its runs do otherwise than it says, as `key=value`."""
+    """How much of an experiment there is. `changes`: what its runs do otherwise than it says, as `key=value`; `root`:
+    the folder that they were written to, None where there are none."""
 
     experiment: Experiment
     found: int
     expected: int
     changes: tuple[str, ...]
+    root: Path | None
 
     @property
     def is_whole(self) -> bool:
@@ -31,10 +35,7 @@ class Coverage:
 
 def set_classes(name: str) -> tuple[str, ...]:
     """The classes of a set that fastad converts, if its converter names them."""
-    try:
-        return tuple(importlib.import_module(f"fastad_tools.{name.replace('-', '_')}").CLASSES)
-    except (ImportError, AttributeError):
-        return ()
+    return tuple(find_converter(name).classes or ()) if name in converter_names() else ()
 
 
 def classes_of(experiment: Experiment, found: Iterable[str] = ()) -> tuple[str, ...]:
@@ -66,7 +67,7 @@ def _coverage(experiment: Experiment, runs: Sequence[Run]) -> Coverage:
     for recipe in {id(run.recipe): run.recipe for run in wanted}.values():
         changes |= dict.fromkeys(_changes(recipe, recipes[recipe.name]))
     expected = len(recipes) * len(classes) * len(experiment.objectives) * experiment.seeds
-    return Coverage(experiment, len(wanted), expected, tuple(changes))
+    return Coverage(experiment, len(wanted), expected, tuple(changes), root_of(wanted[0]) if wanted else None)
 
 
 # What bears on no score, or is no choice of the user's.
@@ -75,7 +76,12 @@ EXECUTION = ("name", "objectives", "loader", "train")
 
 def _changes(recipe: Recipe, named: Recipe) -> list[str]:
     keys = [key for key in known_keys() if key.partition(".")[0] not in EXECUTION]
-    return [f"{key}={_at(recipe, key)}" for key in keys if _at(recipe, key) != _at(named, key)]
+    return [f"{key}={_toml(_at(recipe, key))}" for key in keys if _at(recipe, key) != _at(named, key)]
+
+
+def _toml(value: object) -> str:
+    """A value as `--set` takes it; JSON of what a recipe holds is TOML."""
+    return "none" if value is None else json.dumps(value)
 
 
 def _at(recipe: Recipe, key: str) -> object:
@@ -91,6 +97,12 @@ def root_of(run: Run) -> Path:
     return run.folder.parents[depth] if depth < len(run.folder.parents) else run.folder.resolve().parents[depth]
 
 
+def command(found: Coverage, out: Path) -> str:
+    """What trains the rest of an experiment, with the changes that its runs have; into `out` if there are none yet."""
+    changes = (part for change in found.changes for part in ("--set", change))
+    return shlex.join(("fastad", "sweep", found.experiment.name, "--out", str(found.root or out), *changes))
+
+
 def coverage_table(covered: Iterable[Coverage], shows: Mapping[str, str], out: Path) -> Table:
     """The experiments that are not whole. `shows`: what of a report an experiment is for; `out`: where runs are."""
     rows = tuple(
@@ -99,7 +111,7 @@ def coverage_table(covered: Iterable[Coverage], shows: Mapping[str, str], out: P
             (
                 Cell(shows.get(found.experiment.name, "–")),
                 Cell(f"{found.found:,} of {found.expected:,}"),
-                Cell(f"fastad sweep {found.experiment.name} --out {out}"),
+                Cell(command(found, out)),
             ),
         )
         for found in covered

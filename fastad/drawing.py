@@ -61,6 +61,7 @@ STYLE: Any = {
 
 FORMATS = ("png", "pdf")
 DOTS_PER_INCH = 200
+TITLE_IN = 0.3
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +80,8 @@ def svg(drawing: Drawing) -> str:
         figure = Figure(drawing.size_in, layout="constrained")
         drawing.paint(figure.subplots())
         text = _saved(figure, "svg", dict.fromkeys(("Creator", "Date", "Format", "Type")), transparent=True).decode()
+    # Nothing refers to images, and equal ones would share an id.
+    text = re.sub(r' id="image[^"]*"', "", text)
     own = hashlib.sha256((drawing.alt + text).encode()).hexdigest()[:10]
     text = re.sub(r'(id="|url\(#|href="#)', rf"\g<1>p{own}-", text[text.index("<svg") :])
     for name, colour in LIGHT.items():
@@ -89,17 +92,18 @@ def svg(drawing: Drawing) -> str:
 
 def save(drawings: Sequence[Drawing], stem: Path, columns: int) -> list[Path]:
     """The plots in a grid, lettered if there are several, as `<stem>.png` and `<stem>.pdf`; always the same bytes."""
-    rows = -(-len(drawings) // columns)
-    width, height = (max(drawing.size_in[side] for drawing in drawings) for side in (0, 1))
+    width = max(drawing.size_in[0] for drawing in drawings)
+    lines = [drawings[first : first + columns] for first in range(0, len(drawings), columns)]
+    heights = [max(drawing.size_in[1] for drawing in line) + TITLE_IN for line in lines]
     with matplotlib.rc_context(STYLE):
-        figure = Figure((width * columns, (height + 0.3) * rows), layout="constrained")
-        every = figure.subplots(rows, columns, squeeze=False).flatten()
+        figure = Figure((width * columns, sum(heights)), layout="constrained")
+        every = figure.subplots(len(lines), columns, squeeze=False, height_ratios=heights).flatten()
         for axes in every[len(drawings) :]:
             axes.set_axis_off()
         for place, (axes, drawing) in enumerate(zip(every, drawings, strict=False)):
             drawing.paint(axes)
             letter = f"({chr(ord('a') + place)}) " if len(drawings) > 1 else ""
-            axes.set_title(letter + drawing.title, fontsize=10, color=LIGHT["ink"])
+            axes.set_title(letter + drawing.title, fontsize=9, color=LIGHT["ink"])
         paths = []
         for kind, metadata in zip(FORMATS, ({"Software": None}, {"CreationDate": None}), strict=True):
             paths.append(stem.with_name(f"{stem.name}.{kind}"))

@@ -194,24 +194,46 @@ def _tick(value: str) -> str:
     return f"2{str(exponent).translate(_RAISED)}" if POWERS_FROM < number == 1 << exponent else value
 
 
+# Coordinates in a plane, [n, 2].
+Points = np.ndarray
+
+
+def region(height: np.ndarray | None, side: int, points: Mapping[str, Points], title: str) -> Drawing:
+    """A decision region in a square plane, `side` wide, with points of the kinds "nominal" and "anomalous" on it.
+
+    `height` [rows, columns], the lowest row first: below 0 a place counts as nominal; None for the points alone.
+    """
+
+    def paint(axes: Axes) -> None:
+        across = np.arange(0, side, side // len(height) if height is not None else 1)
+        if height is not None:
+            axes.contourf(across, across, height < 0, levels=(0.5, 1.5), colors=LIGHT["nominal"], alpha=0.22)
+            axes.contour(across, across, height, levels=(0,), colors=LIGHT["nominal"], linewidths=1.6)
+        for kind, marker in (("anomalous", "x"), ("nominal", "o")):
+            axes.plot(*points[kind].T, marker, color=LIGHT[kind], markersize=2, alpha=0.5, markeredgewidth=0.6)
+        axes.set(xlim=(0, across[-1]), ylim=(0, across[-1]), xticks=(), yticks=(), aspect="equal")
+        axes.spines[:].set_visible(True)
+
+    return Drawing(title, f"Plane with nominal and OE points: {title}", paint, (2.7, 2.6))
+
+
 def blurred(image: np.ndarray, sigmas_px: Mapping[str, float], title: str) -> Drawing:
     """An image, uint8 [H, W, C], blurred with Gaussians of those standard deviations (0: as it is), side by side, each
     under its name."""
-    height, width, channels = image.shape
-    gap = np.full((height, max(2, width // 16), channels), 255, np.uint8)
-    strip = np.concatenate(
-        [part for sigma in sigmas_px.values() for part in (_blur(image, sigma) if sigma else image, gap)][:-1], axis=1
-    )
+    height, width, _ = image.shape
+    step = width * 17 / 16
 
     def paint(axes: Axes) -> None:
-        axes.imshow(strip, cmap="gray", vmin=0, vmax=255, interpolation="none")
-        centres = width / 2 - 0.5 + np.arange(len(sigmas_px)) * (width + gap.shape[1])
-        axes.set_xticks(centres, list(sigmas_px), color=LIGHT["ink"])
+        for place, sigma in enumerate(sigmas_px.values()):
+            left = place * step
+            pixels = _blur(image, sigma) if sigma else image
+            axes.imshow(pixels, "gray", vmin=0, vmax=255, interpolation="none", extent=(left, left + width, height, 0))
+        axes.set_xticks(width / 2 + step * np.arange(len(sigmas_px)), list(sigmas_px), color=LIGHT["ink"])
         axes.tick_params(length=0)
-        axes.set(yticks=(), xlabel="σ of the Gaussian in pixels")
+        axes.set(xlim=(0, step * len(sigmas_px)), yticks=(), xlabel="σ of the Gaussian in pixels")
         axes.spines[:].set_visible(False)
 
-    return Drawing(title, f"{title}, σ = {', '.join(sigmas_px)} pixels", paint, (6.2, 1.5))
+    return Drawing(title, f"{title}, σ = {', '.join(sigmas_px)} pixels", paint, (4.4, 1.2))
 
 
 def _blur(image: np.ndarray, sigma_px: float) -> np.ndarray:

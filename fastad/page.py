@@ -103,12 +103,7 @@ def _parts(report: Report) -> Iterator[tuple[str, str]]:
     yield "Figures", "".join(map(_report_figure, report.figures))
     tables = _overview(report.sections) + "".join(_table(table, anchors) for table in report.tables)
     yield "Results", f'<div class="results">{tables}</div>{_legend(report.tables)}' if report.tables else ""
-    sections = []
-    with progress("report", len(report.sections), unit="classes") as advance:
-        for number, section in enumerate(report.sections):
-            sections.append(_section(section, anchors[section.title], is_open=number == 0))
-            advance()
-    yield "Classes", "".join(sections)
+    yield "Classes", "".join(_sections(report.sections, anchors)) if report.sections else ""
     yield "Objectives compared", _paired(report.paired)
     yield "What is missing", _table(report.missing, {}, has_title=False) if report.missing else ""
     environments = "".join(_environment(found) for found in report.environments)
@@ -207,6 +202,13 @@ def _cell(cell: Cell, is_best: bool) -> str:
         flagged = cell.flagged and place == len(cell.below)
         lines.append(f'<small class="{"flagged" if flagged else "below"}">{escape(line)}</small>')
     return f'<td class="{"best" if is_best else "figure"}">{"".join(lines)}</td>'
+
+
+def _sections(sections: Sequence[Section], anchors: Mapping[str, str]) -> Iterator[str]:
+    with progress("report", len(sections), unit="classes") as advance:
+        for number, section in enumerate(sections):
+            yield _section(section, anchors[section.title], is_open=number == 0)
+            advance()
 
 
 def _section(section: Section, anchor: str, is_open: bool) -> str:

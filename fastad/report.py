@@ -23,6 +23,8 @@ from fastad.progress import progress
 from fastad.results import Finished, finished_runs
 from fastad.run import RunResult
 from fastad.tables import Groups, cost_table, distinct, grid_table, group_runs, metric_over_seeds, tables
+from fastad.toy_figure import EXPERIMENT as TOY
+from fastad.toy_figure import toy_figure
 from fastad.words import (
     cost_tiles,
     listed,
@@ -54,16 +56,17 @@ def write_report(folders: Iterable[Path], out: Path) -> list[Path]:
         write_text(stem.with_suffix(".md"), f"{markdown(paper)}\n\n{escaped(f'{paper.note} {READING}')}\n")
         write_text(stem.with_suffix(".tex"), latex(paper, f"tab:{table.number}"))
         write_text(stem.with_suffix(".csv"), as_csv(table))
-    with progress("figures", len(report.figures), unit="figures") as advance:
-        for figure in report.figures:
-            save(figure.drawings, out / "figures" / figure.name, figure.columns)
-            advance()
+    if report.figures:
+        with progress("figures", len(report.figures), unit="figures") as advance:
+            for figure in report.figures:
+                save(figure.drawings, out / "figures" / figure.name, figure.columns)
+                advance()
     return written + [out / "tables"] * bool(compared) + [out / "figures"] * bool(report.figures)
 
 
 def _shows() -> dict[str, str]:
     """What of the paper each experiment is for."""
-    found: dict[str, dict[str, list[str]]] = {}
+    found: dict[str, dict[str, list[str]]] = {TOY: {"Figure": ["1"]}}
     for number, table in TABLES.items():
         found.setdefault(table.experiment, {}).setdefault("Table", []).append(str(number))
     for number, figure in FIGURES.items():
@@ -86,6 +89,7 @@ def _report(found: Finished, compared: Sequence[ComparedTable]) -> Report:
     covered = coverage(runs)
     begun = [each for name, each in covered.items() if each.found or (is_paper and name in shows)]
     data = {run.recipe.name: run.recipe.data for run in runs}
+    toy = toy_figure(runs)
     grids = filter(None, (grid_figure(values, name) for name in gridded))
     points = group_runs(result for result in others if "/" in result.recipe)
     missing = coverage_table(begun, shows, root_of(runs[0]))
@@ -101,7 +105,7 @@ def _report(found: Finished, compared: Sequence[ComparedTable]) -> Report:
         ),
         notices=tuple(notices(begun)),
         paper=tuple(map(shown, compared)),
-        figures=(*paper_figures(values, runs), *grids),
+        figures=(*([toy] if toy else []), *paper_figures(values, runs), *grids),
         missing=missing if missing.rows else None,
         tables=(*tables(groups), *(grid_table(points, name) for name in gridded)),
         sections=_sections(groups, found),

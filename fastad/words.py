@@ -208,7 +208,7 @@ def _figures(figures: Mapping[str, float]) -> str:
 def notices(covered: Iterable[Coverage]) -> list[str]:
     """What a reader must know before comparing: experiments whose runs do otherwise than the experiment says."""
     return [
-        f"{found.experiment.name} was run with changes ({', '.join(found.changes)}): it shows another experiment."
+        f"{found.experiment.name} was run with {', '.join(found.changes)}, not as the experiment says."
         for found in covered
         if found.changes
     ]

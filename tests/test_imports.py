@@ -14,7 +14,7 @@ ORDER = (
     *("recipe", "experiment", "ranks", "sets", "batch_picture", "run", "tune", "group", "warm", "verdict", "evaluate"),
     *("train", "sweep_queue", "sweep_worker", "sweep_pool", "sweep_watch", "sweep", "estimate", "toy"),
     *("tables", "results", "measured", "published", "compare", "paper_tables", "paired", "coverage", "drawing"),
-    *("figures", "paper_figures", "words", "markup", "page", "report", "quickstart"),
+    *("figures", "paper_figures", "toy_figure", "words", "markup", "page", "report", "quickstart"),
     *("bench", "bench_loader", "bench_shard", "bench_sweep", "options", "cli_sweep", "cli", "__main__"),
 )
 LIGHT = {"manifest", "stage", "synsets", "view", "plan", "augment", "reader", "shard", "verify", "inspect"}

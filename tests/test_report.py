@@ -6,10 +6,11 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from made_runs import AWKWARD, RECIPE, make_clothes, make_run
+from made_runs import AWKWARD, RECIPE, make_clothes, make_experiment, make_run, published_auroc
 
 from fastad.errors import FastadError
 from fastad.evaluate import STRIPS
+from fastad.experiment import Experiment, Point, find_experiment, point_recipe
 from fastad.recipe import parse
 from fastad.report import write_report
 from fastad.results import finished_results, results_json
@@ -125,3 +126,81 @@ def test_a_damaged_file_is_named_with_the_next_step(tmp_path: Path, name: str) -
         write_report([tmp_path / "runs"], tmp_path / "report")
     assert "fastad train" in str(error.value)
     assert not list((tmp_path / "report").glob("*"))
+
+
+@pytest.fixture(scope="module")
+def paper(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The report of some of the paper's experiments, of a small sweep and of a plain recipe."""
+    runs, out = tmp_path_factory.mktemp("runs"), tmp_path_factory.mktemp("report")
+    make_experiment(runs, "cifar10-table1", seeds=2)
+    make_experiment(runs, "cifar10-oe-size", seeds=2, classes=1)
+    make_experiment(runs, "smoke")
+    make_clothes(runs)
+    experiment = find_experiment("mnist-oe-blur")
+    recipe = point_recipe(experiment, experiment.points()[0], ["optim.epochs=3", "optim.milestones=[2]"])
+    make_run(runs, recipe, "0", "hsc", 1, 0.9)
+    write_report([runs], out)
+    return out
+
+
+def test_the_papers_tables_and_figures_stand_beside_the_pages(paper: Path) -> None:
+    tables = {path.name for path in (paper / "tables").iterdir()}
+    assert tables == {f"table-{number}.{kind}" for number in (1, 4, 5) for kind in ("md", "tex", "csv")}
+    figures = {path.name for path in (paper / "figures").iterdir()}
+    drawn = ("figure-2", "figure-5", "figure-8", "grid-smoke")
+    assert figures == {f"{name}.{kind}" for name in drawn for kind in ("png", "pdf")}
+    assert (paper / "figures" / "figure-2.pdf").read_bytes().startswith(b"%PDF")
+
+
+def test_the_page_of_the_paper_is_whole_and_shows_every_part(paper: Path) -> None:
+    text = (paper / "report.html").read_text()
+    page = Page(text)
+    assert not page.open and len(page.ids) == len(set(page.ids))
+    assert all(reference.startswith(("data:", "#")) for reference in page.references)
+    assert {reference[1:] for reference in page.references if reference.startswith("#")} <= set(page.ids)
+    parts = re.findall(r"<h2[^>]*>([^<]*)</h2>", text)
+    assert parts == [
+        *("The paper’s tables", "Figures", "Results", "Classes", "Objectives compared", "What is missing"),
+        "Cost and environment",
+    ]
+    assert page.words.count("paper 95.9") >= 2  # HSC's mean in Tables 1, 4 and 5
+    assert "mean AUROC of" in page.words and "published figures that ours agree with" in page.words
+    # The classes shown one by one are those of the recipe that is no experiment of the paper, and of no grid.
+    assert re.findall(r"<summary><b>(Bag|airplane|3)</b>", text) == ["Bag"]
+
+
+def test_what_is_missing_or_changed_is_said(paper: Path) -> None:
+    text = (paper / "report.md").read_text()
+    assert "mnist-oe-blur was run with optim.epochs=3, optim.milestones=[2]" in text
+    missing = text[text.index("## What is missing") :]
+    assert re.search(
+        r"\| cifar10-oe-size \| Figures 2 and 8 \| 88 of 4,400 \| fastad sweep cifar10-oe-size --out \S+ \|", missing
+    )
+    assert re.search(r"\| imagenet30-table2 \| Tables 2 and 6 \| 0 of 1,200 \|", missing)
+    assert re.search(r"fastad sweep mnist-oe-blur --out \S+ --set optim\.epochs=3", missing)
+    assert "| smoke |" not in missing
+
+
+def test_markdown_shows_the_figures_files(paper: Path) -> None:
+    text = (paper / "report.md").read_text()
+    names = re.findall(r"!\[[^]]*\]\(([^)]*)\)", text)
+    assert names == [f"figures/{name}.png" for name in ("figure-2", "figure-5", "figure-8", "grid-smoke")]
+    assert all((paper / name).is_file() for name in names)
+
+
+def test_a_report_without_the_paper_says_nothing_of_it(pages: list[Path]) -> None:
+    assert "paper’s" not in pages[1].read_text() and "What is missing" not in pages[1].read_text()
+    assert sorted(path.name for path in pages[0].parent.iterdir()) == ["report.html", "report.md"]
+
+
+def test_disagreements_are_flagged_in_words_and_in_the_table(tmp_path: Path) -> None:
+    def auroc(experiment: Experiment, point: Point, class_name: str, objective: str) -> float:
+        wrong = (class_name, objective) == ("cat", "bce")
+        return published_auroc(experiment, point, class_name, objective) - 0.05 * wrong
+
+    make_experiment(tmp_path / "runs", "cifar10-table1", seeds=3, auroc=auroc)
+    write_report([tmp_path / "runs"], tmp_path / "report")
+    text = (tmp_path / "report" / "report.html").read_text()
+    assert re.search(r"Beyond noise, ours differ from the paper&#x27;s in BCE of “cat” \(−[45]\.\d, Table 5\)", text)
+    assert re.search(r'<small class="flagged">−[45]\.\d† \[', text)
+    assert re.search(r"\d+ of 44</strong> published figures", text)
