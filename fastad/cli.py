@@ -261,7 +261,7 @@ def report(
     folders: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Run folders, or folders of runs")],
     out: Annotated[Path, typer.Option("--out", help="Folder for the report's files")] = Path("report"),
 ) -> None:
-    """Write a report of finished runs: report.md, one self-contained report.html, and the paper's tables and figures."""
+    """Write a report of finished runs: report.md, one self-contained report.html, the paper's tables and figures."""
     from fastad.report import write_report
 
     for path in write_report(folders, out):

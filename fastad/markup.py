@@ -1,13 +1,14 @@
 """Tables as Markdown and as LaTeX.
 
 Owns their syntax and escaping; what a table holds is `fastad.tables`', HTML is `fastad.page`'s.
-Use: `markdown(table)`, `latex(table, label="tab:1")`.
+Use: `markdown(table)`, `latex(table, "tab:1", table.title)`.
 """
 
 import itertools
+from collections.abc import Iterator
 from html import escape
 
-from fastad.tables import Cell, Table, regime_spans
+from fastad.tables import Row, Table, regime_spans
 
 
 def markdown(table: Table) -> str:
@@ -60,46 +61,50 @@ _LATEX = str.maketrans(
 )
 
 
-def latex(table: Table, label: str) -> str:
-    """The table as a LaTeX `table` that needs the package booktabs alone."""
-    head = [" & ".join((_tex(table.header[0]), *map(_tex, table.header[1:]))) + r" \\"]
+# A table of more rows may break over pages.
+LONG_FROM = 20
+
+
+def latex(table: Table, label: str, caption: str) -> str:
+    """The table as a LaTeX `table`, or as a `longtable` if it has many rows; needs the packages booktabs and longtable.
+
+    What stands below figures comes in lines of its own.
+    """
+    head = [" & ".join(map(_tex, table.header)) + r" \\"]
     if spans := regime_spans(table):
         above = " & ".join(("", *(rf"\multicolumn{{{width}}}{{c}}{{{_tex(name)}}}" for name, width in spans)))
         ends = itertools.accumulate((width for _, width in spans), initial=1)
         rules = (rf"\cmidrule(lr){{{first + 1}-{last}}}" for first, last in itertools.pairwise(ends))
         head = [above + r" \\", "".join(rules), *head]
-    body = []
-    for row in table.rows:
-        body += [r"\midrule"] * row.is_mean
-        cells = (_tex_cell(cell, column in row.best) for column, cell in enumerate(row.cells))
-        body.append(" & ".join((_tex(row.label), *cells)) + r" \\")
-    return "\n".join(
-        (
-            r"\begin{table}",
-            r"\centering\small",
-            rf"\caption{{{_tex(table.title)}. {_tex(table.note)}}}",
-            rf"\label{{{label}}}",
-            rf"\begin{{tabular}}{{l{'r' * (len(table.header) - 1)}}}",
-            r"\toprule",
-            *head,
-            r"\midrule",
-            *body,
-            r"\bottomrule",
-            r"\end{tabular}",
-            r"\end{table}",
-            "",
-        )
-    )
+    columns, told = f"l{'r' * (len(table.header) - 1)}", rf"\caption{{{_tex(caption)}}}\label{{{label}}}"
+    head, body = [r"\toprule", *head, r"\midrule"], [line for row in table.rows for line in _tex_lines(row)]
+    if len(table.rows) >= LONG_FROM:
+        first = (told + r" \\", *head, r"\endfirsthead")
+        opened = [r"{\small", rf"\begin{{longtable}}{{{columns}}}", *first, *head, r"\endhead"]
+        closed = [r"\bottomrule", r"\end{longtable}}"]
+    else:
+        opened = [r"\begin{table}", r"\centering\small", told, rf"\begin{{tabular}}{{{columns}}}", *head]
+        closed = [r"\bottomrule", r"\end{tabular}", r"\end{table}"]
+    return "\n".join((*opened, *body, *closed, ""))
+
+
+def _tex_lines(row: Row) -> Iterator[str]:
+    """A row, its figures first, and the lines below them, which no page break parts."""
+    if row.is_mean:
+        yield r"\midrule"
+    figures = [
+        (rf"\textbf{{{_tex(cell.figure)}}}" if column in row.best else _tex(cell.figure))
+        + (f" {_tex(cell.interval)}" if cell.interval else "")
+        for column, cell in enumerate(row.cells)
+    ]
+    lines = [(_tex(row.label), *figures)]
+    for place in range(max(len(cell.below) for cell in row.cells)):
+        below = (cell.below[place] if place < len(cell.below) else "" for cell in row.cells)
+        lines.append(("", *(rf"{{\scriptsize {_tex(line)}}}" if line else "" for line in below)))
+    yield " \\\\*\n".join(map(" & ".join, lines)) + r" \\"
+    if len(lines) > 1:
+        yield r"\addlinespace"
 
 
 def _tex(text: str) -> str:
     return text.translate(_LATEX)
-
-
-def _tex_cell(cell: Cell, is_best: bool) -> str:
-    figure = rf"\textbf{{{_tex(cell.figure)}}}" if is_best else _tex(cell.figure)
-    figure += rf" {_tex(cell.interval)}" if cell.interval else ""
-    if not cell.below:
-        return figure
-    lines = r"\\".join((figure, *(rf"\scriptsize {_tex(line)}" for line in cell.below)))
-    return rf"\shortstack[r]{{{lines}}}"

@@ -80,8 +80,8 @@ class ComparedTable:
     rows: Mapping[str, tuple[ComparedCell, ...]]
 
     @property
-    def title(self) -> str:
-        return f"Table {self.number}: {TABLES[self.number].title}"
+    def what(self) -> str:
+        return TABLES[self.number].title
 
     def cells(self) -> list[ComparedCell]:
         """Those of which there are figures on both sides."""
@@ -142,7 +142,7 @@ def shown(table: ComparedTable) -> Table:
         rows.append(Row(label.replace("_", " "), texts, columns, is_mean=label == MEAN and len(table.rows) > 1))
     first = {3: "augmentation"}.get(table.number, "class")
     return Table(
-        table.title,
+        f"Table {table.number}: {table.what}",
         (first, *(method.name for method in table.methods)),
         tuple(rows),
         _note(table),

@@ -53,8 +53,9 @@ def write_report(folders: Iterable[Path], out: Path) -> list[Path]:
         write_text(path, text)
     for table in compared:
         stem, paper = out / "tables" / f"table-{table.number}", shown(table)
-        write_text(stem.with_suffix(".md"), f"{markdown(paper)}\n\n{escaped(f'{paper.note} {READING}')}\n")
-        write_text(stem.with_suffix(".tex"), latex(paper, f"tab:{table.number}"))
+        notes = f"{paper.note} {READING}"
+        write_text(stem.with_suffix(".md"), f"{markdown(paper)}\n\n{escaped(notes)}\n")
+        write_text(stem.with_suffix(".tex"), latex(paper, f"tab:{table.number}", f"{table.what}. {notes}"))
         write_text(stem.with_suffix(".csv"), as_csv(table))
     if report.figures:
         with progress("figures", len(report.figures), unit="figures") as advance:

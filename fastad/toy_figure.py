@@ -25,9 +25,9 @@ OBJECTIVES = ("bce", "hsc")
 
 NOTE = (
     "Of each setting the training points, nominal ones as circles and OE as crosses, then the decision regions that "
-    f"were learnt: within the line a point counts as nominal. In the titles, the share of the far field (beyond {FAR:g} "
-    "standard deviations of the nominal points) that counts as nominal, too: nearly 0 where the region is compact. The "
-    "authors' points were not published; these follow their description."
+    "were learnt: within the line a point counts as nominal. In the titles, the share of the far field (beyond "
+    f"{FAR:g} standard deviations of the nominal points) that counts as nominal, too: nearly 0 where the region is "
+    "compact. The authors' points were not published; these follow their description."
 )
 
 

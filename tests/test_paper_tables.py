@@ -107,14 +107,16 @@ def test_markdown_has_a_line_for_each_row(tables: dict[int, ComparedTable]) -> N
 @pytest.mark.parametrize("number", [1, 3, 4, 5, 6])
 def test_latex_is_balanced_and_escaped(tables: dict[int, ComparedTable], number: int) -> None:
     table = shown(tables[number])
-    text = latex(table, f"tab:{number}")
+    text = latex(table, f"tab:{number}", table.note)
     assert text.count("{") == text.count("}") and text.count("$") % 2 == 0
     assert text.isascii() or not set(text) & set("±−†σγ‖₁₂²√×…–")
     assert not re.search(r"(?<!\\)%", text)
-    (begin,) = re.findall(r"\\begin\{tabular\}\{(l+r+)\}", text)
-    assert len(begin) == len(table.header)
-    body = [line for line in text.splitlines() if line.endswith(r" \\") and "multicolumn" not in line]
-    assert len(body) == len(table.rows) + 1
+    (kind, begin), *_ = re.findall(r"\\begin\{(tabular|longtable)\}\{(l+r+)\}", text)
+    assert kind == ("longtable" if len(table.rows) > 20 else "tabular") and len(begin) == len(table.header)
+    lines = [line for line in text.splitlines() if "&" in line and "multicolumn" not in line]
+    body = lines[2 if kind == "longtable" else 1 :]  # a longtable has its head twice
+    below = sum(max(len(cell.below) for cell in row.cells) for row in table.rows)
+    assert len(body) == len(table.rows) + below
     assert all(len(re.findall(r"(?<!\\)&", line)) == len(table.header) - 1 for line in body)
 
 
