@@ -116,7 +116,7 @@ NOTE = (
     "Over the runs that share class and seed. Difference: mean AUROC of the first less the second, in percentage "
     "points, with Student's 95 % interval over seeds. Won: share of pairs in which the first is ahead, with Wilson's "
     "95 % interval. p: Wilcoxon's signed-rank test, two-sided, corrected after Holm over the table; over pairs, and "
-    "over the classes' means, which is cautious: a class's seeds are not independent. Bold: p over pairs below 0.05."
+    "over the classes' means, which is cautious: a class's seeds are not independent. Set off: p over pairs below 0.05."
 )
 
 

@@ -45,13 +45,15 @@ class FigureSpec:
 
 @dataclass(frozen=True, slots=True)
 class ReportFigure:
-    """A figure of one or more plots, `columns` beside each other; `name` is that of its files."""
+    """A figure of one or more plots, `columns` beside each other; `name` is that of its files, `experiments` are those
+    that it shows."""
 
     name: str
     title: str
     note: str
     drawings: tuple[Drawing, ...]
     columns: int
+    experiments: tuple[str, ...]
 
 
 SIZE, CLASSES, BLUR, GAMMA = "OE images", "OE classes", "σ of the OE blur in pixels", "γ of Focal"
@@ -135,7 +137,8 @@ def _figure(number: int, spec: FigureSpec, found: Measured, runs: Sequence[Run])
             notes.append(TEST_IMAGE)
     columns = 5 if spec.classes else 1 if spec.shows_blur else 2
     title, note = f"Figure {number}: {spec.title}", " ".join((BAND, *notes))
-    return ReportFigure(f"figure-{number}", title, note, tuple(drawings), min(len(drawings), columns))
+    experiments = tuple(panel.experiment for panel in spec.panels)
+    return ReportFigure(f"figure-{number}", title, note, tuple(drawings), min(len(drawings), columns), experiments)
 
 
 def _lines(panel: PanelSpec, experiment: Experiment, found: Measured) -> tuple[list[str], Lines]:
@@ -220,4 +223,6 @@ def grid_figure(found: Measured, experiment: str) -> ReportFigure | None:
     chosen = widest(every, classes)
     panel = PanelSpec(experiment, experiment, axis)
     drawing = _mean_panel(lines, chosen, list(names.values()), panel, f"{experiment}, {_mean_of(chosen, classes)}")
-    return ReportFigure(slug(f"grid-{experiment}"), f"{experiment}: AUROC against its grid", BAND, (drawing,), 1)
+    return ReportFigure(
+        slug(f"grid-{experiment}"), f"{experiment}: AUROC against its grid", BAND, (drawing,), 1, (experiment,)
+    )

@@ -5,35 +5,38 @@ Owns what a report holds and its files; its sentences are `fastad.words`', figur
 Use: `write_report([Path("runs")], Path("report"))`.
 """
 
+import dataclasses
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fastad.coverage import coverage, coverage_table, root_of
+from fastad.coverage import Coverage, coverage, coverage_table, root_of
 from fastad.drawing import save
 from fastad.files import write_text
 from fastad.markup import escaped, latex, markdown
 from fastad.measured import measured
 from fastad.page import Report, Section, html
 from fastad.paired import paired_tables
-from fastad.paper_figures import FIGURES, grid_figure, paper_figures
+from fastad.paper_figures import FIGURES, ReportFigure, grid_figure, paper_figures
 from fastad.paper_tables import READING, TABLES, ComparedTable, as_csv, compared_tables, shown
 from fastad.progress import progress
 from fastad.results import Finished, finished_runs
 from fastad.run import RunResult
 from fastad.tables import Groups, cost_table, distinct, grid_table, group_runs, metric_over_seeds, tables
 from fastad.toy_figure import EXPERIMENT as TOY
-from fastad.toy_figure import toy_figure
+from fastad.toy_figure import far_shares, toy_figure
 from fastad.words import (
     cost_tiles,
     listed,
     notices,
     paper_summary,
     paper_tiles,
+    partial_note,
     recipe_summary,
     result_tiles,
     sets_line,
+    toy_told,
 )
 
 
@@ -90,8 +93,8 @@ def _report(found: Finished, compared: Sequence[ComparedTable]) -> Report:
     covered = coverage(runs)
     begun = [each for name, each in covered.items() if each.found or (is_paper and name in shows)]
     data = {run.recipe.name: run.recipe.data for run in runs}
-    toy = toy_figure(runs)
-    grids = filter(None, (grid_figure(values, name) for name in gridded))
+    grids = (grid_figure(values, name) for name in gridded)
+    figures = (toy_figure(runs), *paper_figures(values, runs), *grids)
     points = group_runs(result for result in others if "/" in result.recipe)
     missing = coverage_table(begun, shows, root_of(runs[0]))
     names = [*groups.classes, *gridded]
@@ -101,12 +104,13 @@ def _report(found: Finished, compared: Sequence[ComparedTable]) -> Report:
         subtitle=sets_line(data.values()),
         tiles=(*paper_tiles(compared), *result_tiles(groups), *cost_tiles(results)),
         summary=(
+            *toy_told(far_shares(runs)),
             *paper_summary(compared, values),
             *(recipe_summary(groups, name, data[name]) for name in groups.classes),
         ),
         notices=tuple(notices(begun)),
         paper=tuple(map(shown, compared)),
-        figures=(*([toy] if toy else []), *paper_figures(values, runs), *grids),
+        figures=tuple(_with_partial_note(figure, covered) for figure in figures if figure is not None),
         missing=missing if missing.rows else None,
         tables=(*tables(groups), *(grid_table(points, name) for name in gridded)),
         sections=_sections(groups, found),
@@ -114,6 +118,12 @@ def _report(found: Finished, compared: Sequence[ComparedTable]) -> Report:
         cost=cost_table(results),
         environments=_environments(results),
     )
+
+
+def _with_partial_note(figure: ReportFigure, covered: Mapping[str, Coverage]) -> ReportFigure:
+    parts = (covered[name] for name in figure.experiments if name in covered)
+    note = partial_note(part for part in parts if not part.is_whole)
+    return dataclasses.replace(figure, note=figure.note + note)
 
 
 def _sections(groups: Groups, found: Finished) -> tuple[Section, ...]:

@@ -252,11 +252,8 @@ def cost_table(results: Iterable[RunResult]) -> Table:
     several = len({experiment for experiment, _ in gathered}) > 1
     rows = []
     for (experiment, objective), group in gathered.items():
-        images = sum(result.images_per_s * result.seconds.get("train", 0) for result in group)
         figures = [
-            f"{len(group):,}",
-            f"{images / 1e6:,.1f}",
-            f"{sum(map(shared_seconds, group)) / 3600:,.2f}",
+            *_spent(group),
             *(f"{np.median([result.seconds.get(phase, 0) for result in group]):,.1f}" for phase in phases),
             f"{np.median([result.images_per_s for result in group]):,.0f}",
             percent(float(np.median([result.stall_share for result in group]))),
@@ -265,6 +262,9 @@ def cost_table(results: Iterable[RunResult]) -> Table:
             ", ".join(distinct(f"{result.precision}{', compiled' if result.compiled else ''}" for result in group)),
         ]
         rows.append(Row(f"{experiment} / {objective}" if several else objective, tuple(map(Cell, figures))))
+    if len(gathered) > 1:
+        spent = _spent([result for group in gathered.values() for result in group])
+        rows.append(Row("all", tuple(Cell(figure) for figure in (*spent, *[""] * (len(phases) + 5))), is_mean=True))
     header = (
         "objective",
         "runs",
@@ -282,6 +282,12 @@ def cost_table(results: Iterable[RunResult]) -> Table:
         "batches: each run shows the time of them all, of which hours count its own share."
     )
     return Table("Cost", header, tuple(rows), note)
+
+
+def _spent(group: Sequence[RunResult]) -> tuple[str, str, str]:
+    """Runs, millions of images that they were trained on, hours."""
+    images = sum(result.images_per_s * result.seconds.get("train", 0) for result in group)
+    return f"{len(group):,}", f"{images / 1e6:,.1f}", f"{sum(map(shared_seconds, group)) / 3600:,.2f}"
 
 
 def shared_seconds(result: RunResult) -> float:

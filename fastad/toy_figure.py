@@ -36,16 +36,35 @@ def toy_figure(runs: Iterable[Run]) -> ReportFigure | None:
 
     Raises `FastadError` where scores cannot be read or are not of the toy set.
     """
+    found = _settings(runs)
+    if not found:
+        return None
+    drawings = [drawing for setting, members in found.items() for drawing in _panels(setting, members)]
+    title = "Figure 1: what a toy detector learns of a plane"
+    return ReportFigure("figure-1", title, NOTE, tuple(drawings), 1 + max(map(len, found.values())), (EXPERIMENT,))
+
+
+def _settings(runs: Iterable[Run]) -> dict[str, dict[str, Run]]:
+    """The runs of each setting, by objective."""
     found: dict[str, dict[str, Run]] = {}
     for run in runs:
         experiment, _, label = run.recipe.name.partition("/")
         if experiment == EXPERIMENT and run.objective in OBJECTIVES:
             found.setdefault(label.partition("=")[2], {}).setdefault(run.objective, run)
-    drawings = [drawing for setting, members in sorted(found.items()) for drawing in _panels(setting, members)]
-    if not drawings:
-        return None
-    columns = 1 + max(len(members) for members in found.values())
-    return ReportFigure("figure-1", "Figure 1: what a toy detector learns of a plane", NOTE, tuple(drawings), columns)
+    return dict(sorted(found.items()))
+
+
+def far_shares(runs: Iterable[Run]) -> dict[str, dict[str, float]]:
+    """For each setting and objective by its name, the share of the far field that counts as nominal."""
+    return {
+        setting: {NAMES[name]: _far_share(members[name]) for name in OBJECTIVES if name in members}
+        for setting, members in _settings(runs).items()
+    }
+
+
+def _far_share(run: Run) -> float:
+    scores = read_scores(run)
+    return far_field_nominal_share(scores.key, scores.score, run.objective)
 
 
 def _panels(setting: str, members: dict[str, Run]) -> list[Drawing]:
@@ -54,10 +73,9 @@ def _panels(setting: str, members: dict[str, Run]) -> list[Drawing]:
     for objective in OBJECTIVES:
         if objective in members:
             scores = read_scores(members[objective])
-            far = far_field_nominal_share(scores.key, scores.score, objective)
             # The boundary comes to 0, whatever the objective's scores are.
             height = plane(scores.key, scores.score) - BOUNDARY[objective]
-            title = f"{setting}, {NAMES[objective]}: far field {100 * far:.1f} %"
+            title = f"{setting}, {NAMES[objective]}: far field {100 * _far_share(members[objective]):.1f} %"
             drawings.append(region(height, SIDE, points, title))
     return drawings
 

@@ -146,6 +146,15 @@ def paper_summary(tables: Sequence[ComparedTable], found: Measured) -> list[str]
     return told
 
 
+def toy_told(shares: Mapping[str, Mapping[str, float]]) -> list[str]:
+    """How compact the decision regions of the toy experiment are, from `fastad.toy_figure.far_shares`."""
+    told = []
+    for setting, by_objective in shares.items():
+        figures = listed(f"{100 * share:.1f} % of the far field by {name}" for name, share in by_objective.items())
+        told.append(f"In the plane of Figure 1, setting “{setting}”, {figures} is taken for nominal.")
+    return told
+
+
 def _means_told(table: ComparedTable) -> Iterator[str]:
     figures = [
         f"{np.mean(cell.ours):.1f} % with {method.name} ({cell.printed.mean:.1f})"
@@ -203,6 +212,12 @@ def _means_at(found: Measured, experiment: str, label: str) -> dict[str, float]:
 
 def _figures(figures: Mapping[str, float]) -> str:
     return listed(f"{value:.1f} % with {name}" for name, value in figures.items())
+
+
+def partial_note(parts: Iterable[Coverage]) -> str:
+    """What a figure rests on, where experiments that it shows are not whole."""
+    told = [f"{each.found:,} of {each.expected:,} trainings of {each.experiment.name}" for each in parts]
+    return f" Partial: {listed(told)}." if told else ""
 
 
 def notices(covered: Iterable[Coverage]) -> list[str]:

@@ -172,6 +172,7 @@ def test_the_page_of_the_paper_is_whole_and_shows_every_part(paper: Path) -> Non
 def test_what_is_missing_or_changed_is_said(paper: Path) -> None:
     text = (paper / "report.md").read_text()
     assert "mnist-oe-blur was run with optim.epochs=3, optim.milestones=[2]" in text
+    assert "Partial: 88 of 4,400 trainings of cifar10-oe-size and 0 of 5,700 trainings of imagenet30-oe-size." in text
     missing = text[text.index("## What is missing") :]
     assert re.search(
         r"\| cifar10-oe-size \| Figures 2 and 8 \| 88 of 4,400 \| fastad sweep cifar10-oe-size --out \S+ \|", missing

@@ -10,7 +10,8 @@ from fastad.evaluate import Scores, write_scores
 from fastad.experiment import find_experiment, point_recipe
 from fastad.run import Run, open_run, write_result
 from fastad.toy import BOUNDARY, MIDDLE, places
-from fastad.toy_figure import toy_figure
+from fastad.toy_figure import far_shares, toy_figure
+from fastad.words import toy_told
 
 
 def make_toy(out: Path, setting: str, objective: str) -> Run:
@@ -61,6 +62,13 @@ def test_the_points_are_the_settings_own(tmp_path: Path) -> None:
     # Skewed has none in the upper half but its left cluster; ideal has them all over.
     assert np.mean((oe["skewed"][:, 0] > 150) & (oe["skewed"][:, 1] > 100)) == 0
     assert np.mean((oe["ideal"][:, 0] > 150) & (oe["ideal"][:, 1] > 100)) > 0.1
+
+
+def test_the_share_of_the_far_field_is_told(tmp_path: Path) -> None:
+    shares = far_shares([make_toy(tmp_path, "skewed", name) for name in ("hsc", "bce")])
+    assert shares["skewed"]["HSC"] == 0 and 0.4 < shares["skewed"]["BCE"] < 0.5
+    (told,) = toy_told(shares)
+    assert "“skewed”, 4" in told and "% of the far field by BCE and 0.0 % of the far field by HSC" in told
 
 
 def test_without_toy_runs_there_is_no_figure() -> None:
