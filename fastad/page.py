@@ -13,11 +13,10 @@ from importlib import resources
 
 import numpy as np
 
-from fastad import __version__, figures
+from fastad import __version__, figures, paired, paper_tables
 from fastad.drawing import COLOURS, Drawing, svg
 from fastad.evaluate import STRIPS, Strip, read_examples, read_scores, unreadable
 from fastad.paper_figures import ReportFigure
-from fastad.paper_tables import READING
 from fastad.progress import progress
 from fastad.run import Run, RunResult
 from fastad.tables import Cell, Table, metric_over_seeds, percent, regime_spans
@@ -115,7 +114,7 @@ FOLDED_FROM = 8
 
 
 def _paper_tables(tables: Sequence[Table]) -> str:
-    reading = f'<p class="note">{escape(READING)}</p>'
+    reading = f'<p class="note">{escape(paper_tables.READING)}</p>'
     short = "".join(_table(table, {}) for table in tables if len(table.rows) < FOLDED_FROM)
     long = "".join(
         _folded(table.title, _table(table, {}, has_title=False)) for table in tables if len(table.rows) >= FOLDED_FROM
@@ -136,9 +135,10 @@ def _report_figure(figure: ReportFigure) -> str:
 
 
 def _paired(tables: Sequence[Table]) -> str:
+    reading = f'<p class="note">{escape(paired.READING)}</p>' if tables else ""
     if len(tables) == 1:
-        return _table(tables[0], {})
-    return "".join(
+        return reading + _table(tables[0], {})
+    return reading + "".join(
         _folded(
             table.title,
             _table(table, {}, has_title=False),
@@ -188,11 +188,12 @@ def _table(table: Table, anchors: Mapping[str, str], *, has_title: bool = True) 
         cells = "".join(_cell(cell, is_best=column in row.best) for column, cell in enumerate(row.cells))
         lines.append(f'<tr class="{"mean" if row.is_mean else "single"}"><th scope="row">{label}</th>{cells}</tr>')
     title = escape(table.title)
+    note = f'<p class="note">{escape(table.note)}</p>' if table.note else ""
     caption = f"<figcaption><b>{title}</b></figcaption>" if has_title else ""
     return (
         f'<figure class="table">{caption}<div class="scroll" tabindex="0" role="region" aria-label="{title}">'
         f"<table><thead>{regimes}<tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table></div>"
-        f'<p class="note">{escape(table.note)}</p></figure>'
+        f"{note}</figure>"
     )
 
 

@@ -112,7 +112,7 @@ def _pairs(at_points: Mapping[str, Mapping[str, Values]]) -> Iterator[Paired]:
 
 SIGNIFICANT = 0.05
 
-NOTE = (
+READING = (
     "Over the runs that share class and seed. Difference: mean AUROC of the first less the second, in percentage "
     "points, with Student's 95 % interval over seeds. Won: share of pairs in which the first is ahead, with Wilson's "
     "95 % interval. p: Wilcoxon's signed-rank test, two-sided, corrected after Holm over the table; over pairs, and "
@@ -121,14 +121,14 @@ NOTE = (
 
 
 def paired_tables(found: Measured) -> list[Table]:
-    """A table for each experiment in which objectives can be compared."""
+    """A table for each experiment in which objectives can be compared, to be read as `READING` says."""
     experiments = distinct(place.experiment for place in found)
     return [_table(name, pairs) for name in experiments if (pairs := comparisons(found, name))]
 
 
 def _table(experiment: str, pairs: Sequence[Paired]) -> Table:
     header = ("objectives", "pairs", "difference", "won, %", "p, pairs", "p, classes")
-    return Table(experiment, header, tuple(_rows(pairs)), NOTE)
+    return Table(experiment, header, tuple(_rows(pairs)), "")
 
 
 def _rows(pairs: Iterable[Paired]) -> Iterator[Row]:

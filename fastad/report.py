@@ -11,13 +11,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fastad import paired
 from fastad.coverage import Coverage, coverage, coverage_table, root_of
 from fastad.drawing import save
 from fastad.files import write_text
 from fastad.markup import escaped, latex, markdown
 from fastad.measured import measured
 from fastad.page import Report, Section, html
-from fastad.paired import paired_tables
 from fastad.paper_figures import FIGURES, ReportFigure, grid_figure, paper_figures
 from fastad.paper_tables import READING, TABLES, ComparedTable, as_csv, compared_tables, shown
 from fastad.progress import progress
@@ -114,7 +114,7 @@ def _report(found: Finished, compared: Sequence[ComparedTable]) -> Report:
         missing=missing if missing.rows else None,
         tables=(*tables(groups), *(grid_table(points, name) for name in gridded)),
         sections=_sections(groups, found),
-        paired=tuple(paired_tables(values)),
+        paired=tuple(paired.paired_tables(values)),
         cost=cost_table(results),
         environments=_environments(results),
     )
@@ -175,8 +175,9 @@ def _markdown(report: Report) -> str:
             f"![{escaped(figure.title)}](figures/{figure.name}.png)",
             escaped(figure.note),
         ]
+    parts += ["## Objectives compared", escaped(paired.READING)] if report.paired else []
     for table in report.paired:
-        parts += [f"## Objectives compared: {escaped(table.title)}", markdown(table), escaped(table.note)]
+        parts += [f"### {escaped(table.title)}", markdown(table)]
     for table in (*([report.missing] if report.missing else []), report.cost):
         parts += [f"## {escaped(table.title)}", markdown(table), escaped(table.note)]
     for environment in report.environments:

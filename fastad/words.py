@@ -181,12 +181,11 @@ FEW_IMAGES = (
 
 
 def _few_images_told(experiment: str, label: str, what: str, name: str, place: tuple[int, int], found: Measured) -> str:
-    figures = _means_at(found, experiment, label)
-    if not figures:
+    if not (figures := _means_at(found, experiment, label)):
         return ""
     number, column = place
     level = published(number).rows[MEAN][column].mean
-    return f"With {what} it is {_figures(figures)}; {name} was published with {level:.1f} %."
+    return f"With {what} the mean AUROC is {_figures(figures)}; {name} was published with {level:.1f} %."
 
 
 BLURS = (
@@ -197,8 +196,9 @@ BLURS = (
 
 
 def _blur_told(experiment: str, where: str, found: Measured) -> str:
-    figures = _means_at(found, experiment, "oe_blur_sigma_px=32")
-    return f"On {where} with OE images blurred by σ = 32 pixels it is {_figures(figures)}." if figures else ""
+    if not (figures := _means_at(found, experiment, "oe_blur_sigma_px=32")):
+        return ""
+    return f"On {where} with OE images blurred by σ = 32 pixels the mean AUROC is {_figures(figures)}."
 
 
 def _means_at(found: Measured, experiment: str, label: str) -> dict[str, float]:
