@@ -143,6 +143,11 @@ def _span(runs: Sequence[Interval]) -> Interval:
     return Interval(float(np.mean(values)), min(values), max(values))
 
 
+TICKS_PER_IN = 1.9
+# Percentage points of AUROC: what differs by less must not look steep.
+LEAST_SPAN = 4.0
+
+
 def curves(
     lines: Mapping[str, Mapping[str, Sequence[float]]],
     values: Sequence[str],
@@ -172,9 +177,12 @@ def curves(
             axes.plot(
                 x, means, DASHES[place % 4] + MARKERS[place % len(MARKERS)], color=colour, markersize=3.2, label=name
             )
-        every = -(-len(values) // 8)
+        every = -(-len(values) // round(TICKS_PER_IN * size_in[0]))
         axes.set_xticks(range(0, len(values), every), list(map(_tick, values))[::every])
         axes.set(xlabel=axis, ylabel="AUROC in %", xlim=(-0.3, len(values) - 0.7))
+        low, high = axes.get_ylim()
+        spare = max(0, LEAST_SPAN - (high - low)) / 2
+        axes.set_ylim(low - spare, high + spare)
         axes.grid(axis="y", color=LIGHT["line"], linewidth=0.8)
         axes.set_axisbelow(True)
         if has_legend:

@@ -80,3 +80,14 @@ def test_svg_is_parsable() -> None:
     from xml.etree import ElementTree
 
     ElementTree.parse(io.StringIO(svg(drawing())))
+
+
+def test_what_hardly_differs_does_not_look_steep() -> None:
+    from matplotlib.figure import Figure
+
+    axes = Figure().subplots()
+    curves({"Focal": {"0": [95.9], "2": [96.0]}}, ["0", "2"], "γ", "about", {}, has_legend=False, size_in=(3, 2)).paint(
+        axes
+    )
+    low, high = axes.get_ylim()
+    assert high - low == pytest.approx(4) and (low + high) / 2 == pytest.approx(95.95)
