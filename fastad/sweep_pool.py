@@ -8,7 +8,6 @@ Use: `with processes(work, slots) as pool: pool.fill()`, then `pool.ended()` aga
 import multiprocessing
 import os
 import signal
-import socket
 import threading
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,6 +17,7 @@ from multiprocessing import connection
 from multiprocessing.context import SpawnProcess
 from typing import Any, NamedTuple, Protocol
 
+from fastad.sweep_presence import driver_name
 from fastad.sweep_worker import Work, printing_to, work_on
 from fastad.workers import ray_cluster
 
@@ -51,11 +51,6 @@ class Slot:
 
     name: str
     environment: Mapping[str, str]
-
-
-def driver_name() -> str:
-    """This process among all that may share a folder."""
-    return f"{socket.gethostname()}.{os.getpid()}"
 
 
 def slots_on_cpu(workers: int, threads: int) -> list[Slot]:

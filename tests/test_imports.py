@@ -12,7 +12,17 @@ ORDER = (
     *("stage", "listing", "in_place", "write", "shard", "reader", "verify", "synsets", "view", "inspect", "plan"),
     *("augment", "feed", "pixels", "ahead", "dali", "resident", "pipeline", "backbones", "networks", "objectives"),
     *("recipe", "experiment", "ranks", "sets", "batch_picture", "run", "tune", "group", "warm", "verdict", "evaluate"),
-    *("train", "sweep_queue", "sweep_worker", "sweep_pool", "sweep_watch", "sweep", "estimate", "toy"),
+    *(
+        "train",
+        "sweep_queue",
+        "sweep_worker",
+        "sweep_presence",
+        "sweep_pool",
+        "sweep_watch",
+        "sweep",
+        "estimate",
+        "toy",
+    ),
     *("tables", "figures", "page", "report", "quickstart", "bench", "bench_loader", "bench_shard", "bench_sweep"),
     *("options", "cli_sweep", "cli", "__main__"),
 )
