@@ -13,7 +13,7 @@ import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from multiprocessing import connection
+from multiprocessing import connection, resource_tracker
 from multiprocessing.context import SpawnProcess
 from typing import Any, NamedTuple, Protocol
 
@@ -104,6 +104,8 @@ class _Processes:
     def _start(self, slot: Slot) -> None:
         listens, lifeline = self._context.Pipe(duplex=False)
         process = self._context.Process(target=_work_in_process, args=(self._work, slot.name, listens))
+        # Starting this process of Python's own, with the first worker, would undo the mask.
+        resource_tracker.ensure_running()
         # Workers inherit the mask: signals to the whole process group are the driver's to answer.
         signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
         try:
