@@ -110,11 +110,9 @@ def forecast_text(found: Forecast) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """Of one experiment on one GPU. `in_paper`: whether it is one of the paper's 20,100 trainings; `rests_on`: which
-    rate it was reckoned with."""
+    """Of one experiment on one GPU. `rests_on`: which rate it was reckoned with."""
 
     experiment: str
-    in_paper: bool
     trainings: int
     groups: int
     steps: int
@@ -139,9 +137,9 @@ class _Rates:
 
 
 def costs(shards: Path, out: Path) -> list[Cost]:
-    """Of every experiment on images that fastad ships, on one H100, from the groups measured in `out`."""
+    """Of every experiment of the paper's on images, on one H100, from the groups measured in `out`."""
     experiments = [find_experiment(name) for name in experiment_names()]
-    experiments = [each for each in experiments if recipes_of(each)[0].network in ASSUMED_MS]
+    experiments = [each for each in experiments if each.recipe in PAPER_RECIPES]
     groups = {each.name: groups_of(each, shards) for each in experiments}
     rates = _Rates()
     for experiment in experiments:
@@ -158,7 +156,6 @@ def costs(shards: Path, out: Path) -> list[Cost]:
         found.append(
             Cost(
                 experiment=experiment.name,
-                in_paper=experiment.recipe in PAPER_RECIPES,
                 trainings=len(each) * len(experiment.objectives),
                 groups=len(each),
                 steps=steps,
@@ -186,7 +183,7 @@ def steps_of(recipe: Recipe, shards: Path) -> int:
 
 
 def costs_text(found: Sequence[Cost]) -> str:
-    """The costs as a table, with their sum over the paper's experiments and what they rest on."""
+    """The costs as a table, with their sum and what they rest on."""
     width = max(len(each.experiment) for each in found)
     lines = [f"{'experiment':{width}}  trainings  groups  steps  hours on one {GPU}  on a node of {GPUS_A_NODE}"]
     for each in found:
@@ -194,8 +191,7 @@ def costs_text(found: Sequence[Cost]) -> str:
             f"{each.experiment:{width}}  {each.trainings:9,}  {each.groups:6,}  {each.steps:5,}  "
             f"{each.hours:17.1f}  {each.hours / GPUS_A_NODE:14.1f}"
         )
-    whole = [each for each in found if each.in_paper]
-    trainings, hours = sum(each.trainings for each in whole), sum(each.hours for each in whole)
+    trainings, hours = sum(each.trainings for each in found), sum(each.hours for each in found)
     lines.append(
         f"The paper's {trainings:,} trainings: {hours:.0f} h on one {GPU}, {hours / GPUS_A_NODE:.1f} h on eight."
     )

@@ -6,6 +6,7 @@ Use: `sweep(find_experiment("smoke"), shards=home, out=Path("runs"), room=Room()
 
 import inspect
 import os
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -22,6 +23,7 @@ from fastad.progress import say
 from fastad.recipe import Recipe
 from fastad.run import DEVICES, check_recipe, slug
 from fastad.sweep_pool import Ended, Pool, actors, processes, slots_on_cpu, slots_on_gpus
+from fastad.sweep_presence import driver_name, present
 from fastad.sweep_queue import FAILURES, Group, Queue
 from fastad.sweep_watch import Screen, Watch
 from fastad.sweep_worker import Work
@@ -30,6 +32,8 @@ from fastad.train import never
 # Of workers that end before they are ready, as where a package is missing, so many in a row end the sweep.
 FALSE_STARTS = 3
 LOOK_EVERY_S = 0.5
+# A Ray cluster may have grown.
+FILL_EVERY_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,16 +124,17 @@ def sweep(
     folder = folder_of(experiment, out)
     for recipe in recipes:
         check_recipe(folder / f"{slug(recipe.name)}.toml", recipe)
-    queue = Queue(groups, out, folder)
-    if retry:
-        queue.forgive()
-    if due := queue.due():
-        found = layout(room, len(due))
-        work = Work(tuple(groups), shards.resolve(), out.resolve(), folder.resolve(), found.device, found.threads)
-        with _workers(work, room, found) as pool:
-            _drive(pool, queue, Watch(experiment.name, groups, out, folder), work, stop)
-    trainings = sum(len(group.recipe.objectives) for group in groups)
-    return Outcome(len(groups), trainings, queue.aside())
+    with Queue(groups, out, folder) as queue:
+        if retry:
+            queue.forgive()
+        if due := queue.due():
+            found = layout(room, len(due))
+            work = Work(tuple(groups), shards.resolve(), out.resolve(), folder.resolve(), found.device, found.threads)
+            watch = Watch(experiment.name, groups, out, folder)
+            with present(folder, driver_name()) as beat, _workers(work, room, found) as pool:
+                _drive(pool, queue, watch, work, stop, beat)
+        trainings = sum(len(group.recipe.objectives) for group in groups)
+        return Outcome(len(groups), trainings, queue.aside())
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,14 +191,17 @@ def _device(room: Room) -> str:
     return room.device
 
 
-def _drive(pool: Pool, queue: Queue, watch: Watch, work: Work, stop: Callable[[], int]) -> None:
+def _drive(
+    pool: Pool, queue: Queue, watch: Watch, work: Work, stop: Callable[[], int], beat: Callable[[], None]
+) -> None:
     """Watches the workers until all have ended, starting others for those that die while groups are due."""
     pool.fill()
-    asked, false_starts = 0, 0
+    asked, false_starts, filled_at = 0, 0, time.monotonic()
     watch.read()
     with Screen(watch) as screen:
         while pool.names:
             ended = pool.ended(LOOK_EVERY_S)
+            beat()
             watch.read()
             for worker, how in ended:
                 if how is not None:
@@ -206,8 +214,10 @@ def _drive(pool: Pool, queue: Queue, watch: Watch, work: Work, stop: Callable[[]
             if stop() and not asked:
                 asked = stop()
                 pool.stop()
-            if any(how for _, how in ended) and not asked and queue.due():
-                pool.fill()
+            if not asked and (any(how for _, how in ended) or time.monotonic() - filled_at >= FILL_EVERY_S):
+                filled_at = time.monotonic()
+                if queue.due():
+                    pool.fill()
             note = "stopping: each worker ends its step and keeps what it did" if asked else ""
             screen.show(pool.names, note)
         screen.show((), now=True)

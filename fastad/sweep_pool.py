@@ -8,16 +8,16 @@ Use: `with processes(work, slots) as pool: pool.fill()`, then `pool.ended()` aga
 import multiprocessing
 import os
 import signal
-import socket
 import threading
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from multiprocessing import connection
+from multiprocessing import connection, resource_tracker
 from multiprocessing.context import SpawnProcess
 from typing import Any, NamedTuple, Protocol
 
+from fastad.sweep_presence import driver_name
 from fastad.sweep_worker import Work, printing_to, work_on
 from fastad.workers import ray_cluster
 
@@ -51,11 +51,6 @@ class Slot:
 
     name: str
     environment: Mapping[str, str]
-
-
-def driver_name() -> str:
-    """This process among all that may share a folder."""
-    return f"{socket.gethostname()}.{os.getpid()}"
 
 
 def slots_on_cpu(workers: int, threads: int) -> list[Slot]:
@@ -109,6 +104,8 @@ class _Processes:
     def _start(self, slot: Slot) -> None:
         listens, lifeline = self._context.Pipe(duplex=False)
         process = self._context.Process(target=_work_in_process, args=(self._work, slot.name, listens))
+        # Starting this process of Python's own, with the first worker, would undo the mask.
+        resource_tracker.ensure_running()
         # Workers inherit the mask: signals to the whole process group are the driver's to answer.
         signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
         try:

@@ -1,14 +1,14 @@
 """The queue of a sweep: which groups are finished, claimed, failed or due.
 
 Owns the folder `<out>/<experiment>/.sweep/`: claims and failures; that a group is finished, only its results tell.
-Use: `queue = Queue(groups, out, folder)`, then `group = queue.take()` … `queue.leave(group)`.
+Use: `with Queue(groups, out, folder) as queue: group = queue.take()` … `queue.leave(group)`.
 
 Any process that sees the folder may take part, on any machine. A claim is a lock on one byte of one file, the byte that
 a hash of the group's name says. The kernel takes it back when its process ends, however it ends, so that neither clocks
 nor host names have to tell whether a claimant lives, as they would with files that are created or renamed. It is a
 POSIX lock (`fcntl.lockf`), which NFS carries to its server as it is, and the server gives up for a machine that is
 gone. Lustre must be mounted with `-o flock`, BeeGFS needs `tuneUseGlobalFileLocks`: where a file system keeps locks to
-each machine, two of them may train the same group, and `Presence` refuses it.
+each machine, two of them may train the same group, and `fastad.sweep_presence` refuses it.
 """
 
 import fcntl
@@ -20,6 +20,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 from fastad.files import write_text
 from fastad.recipe import Recipe
@@ -78,7 +79,14 @@ class Queue:
         self._failed = folder / "failed"
         self._failed.mkdir(parents=True, exist_ok=True)
         # This must stay the only opening of the file in this process: closing another one would give up all its claims.
-        self._claims = open(folder / "claims", "ab")  # noqa: SIM115 (open as long as claims are held)
+        self._claims = open(folder / "claims", "ab")  # noqa: SIM115 (closed at the exit)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Gives up all claims of this process."""
+        self._claims.close()
 
     def take(self) -> Group | None:
         """The first group that is due, claimed for this process; None if there is none at present."""

@@ -60,44 +60,46 @@ def work_on(work: Work, name: str, stopping: threading.Event) -> None:
     may have left the device unusable, it is noted as well, and raised.
     """
     torch.set_num_threads(work.threads)
+    work.events(name).parent.mkdir(parents=True, exist_ok=True)
     device = choose_device(work.device)
-    queue, warm = Queue(work.groups, work.out, work.folder), Warm(groups=len(work.groups))
-    _tell(work, name, "ready", device=environment(device)["device"], threads=work.threads)
-    while not stopping.is_set():
-        group = queue.take()
-        if group is None:
-            if not queue.due():
-                return
-            stopping.wait(LOOK_EVERY_S)
-            continue
-        started = time.perf_counter()
-        _tell(work, name, "start", group)
-        try:
-            results = train(
-                group.recipe,
-                shards=work.shards,
-                out=work.out,
-                device=device,
-                classes=[group.class_name],
-                seeds=[group.seed],
-                stop=lambda: signal.SIGTERM if stopping.is_set() else 0,
-                warm=warm,
-            )
-        except Interrupted:
-            _tell(work, name, "stopped", group)
-        except Exception as error:
-            why = str(error) if isinstance(error, FastadError) else f"{type(error).__name__}: {error}"
-            queue.fail(group, f"{why}\n\n{traceback.format_exc()}\nWhat led to it is in {work.log(name)}.")
-            _tell(work, name, "failed", group, why=why)
-            if not isinstance(error, FastadError):
-                raise
-        else:
-            seconds = time.perf_counter() - started
-            train_s = max(result.seconds["train"] for result in results)
-            told = {"seconds": round(seconds, 3), "train_s": train_s, "trainings": len(results)}
-            _tell(work, name, "done", group, **told, steps=results[0].counts["steps"])
-        finally:
-            queue.leave(group)
+    warm = Warm(groups=len(work.groups))
+    with Queue(work.groups, work.out, work.folder) as queue:
+        _tell(work, name, "ready", device=environment(device)["device"], threads=work.threads, pid=os.getpid())
+        while not stopping.is_set():
+            group = queue.take()
+            if group is None:
+                if not queue.due():
+                    return
+                stopping.wait(LOOK_EVERY_S)
+                continue
+            started = time.perf_counter()
+            _tell(work, name, "start", group)
+            try:
+                results = train(
+                    group.recipe,
+                    shards=work.shards,
+                    out=work.out,
+                    device=device,
+                    classes=[group.class_name],
+                    seeds=[group.seed],
+                    stop=lambda: signal.SIGTERM if stopping.is_set() else 0,
+                    warm=warm,
+                )
+            except Interrupted:
+                _tell(work, name, "stopped", group)
+            except Exception as error:
+                why = str(error) if isinstance(error, FastadError) else f"{type(error).__name__}: {error}"
+                queue.fail(group, f"{why}\n\n{traceback.format_exc()}\nWhat led to it is in {work.log(name)}.")
+                _tell(work, name, "failed", group, why=why)
+                if not isinstance(error, FastadError):
+                    raise
+            else:
+                seconds = time.perf_counter() - started
+                train_s = max(result.seconds["train"] for result in results)
+                told = {"seconds": round(seconds, 3), "train_s": train_s, "trainings": len(results)}
+                _tell(work, name, "done", group, **told, steps=results[0].counts["steps"])
+            finally:
+                queue.leave(group)
 
 
 def _tell(work: Work, name: str, event: str, group: Group | None = None, **more: Any) -> None:
