@@ -10,7 +10,8 @@ import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -47,6 +48,28 @@ def atomic(path: Path) -> Iterator[IO[bytes]]:
         raise _unwritable(path, error) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def syncing_early(file: IO[bytes]) -> Iterator[Callable[[], None]]:
+    """Gives what is called after each write to a long file: it lets the disk begin with that, so that not all is left
+    to the end. Only a thread of its own waits for the disk."""
+    start = 0
+
+    def written() -> None:
+        nonlocal start
+        if (end := file.tell()) - start >= _SYNC_BYTES:
+            file.flush()
+            # Advice that pages are not needed sends dirty ones to the disk; they stay in memory.
+            thread.submit(os.posix_fadvise, file.fileno(), start, end - start, os.POSIX_FADV_DONTNEED)
+            start = end
+
+    with ThreadPoolExecutor(1) as thread:
+        yield written
+
+
+# Left to the end, the disk takes a twenty-fifth of the time of a conversion that resizes.
+_SYNC_BYTES = 8 * 2**20
 
 
 @contextmanager
