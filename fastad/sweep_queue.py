@@ -89,7 +89,8 @@ class Queue:
         self._claims.close()
 
     def take(self) -> Group | None:
-        """The first group that is due, claimed for this process; None if there is none at present."""
+        """The first group that is due, claimed for this process, which has one claim at a time; None if there is none
+        at present."""
         failures = self._failures()
         unfailed = [name for name in self._due if name not in failures]
         for name in (*unfailed, *sorted(failures.keys() & self._due.keys(), key=lambda name: (failures[name], name))):
