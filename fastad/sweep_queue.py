@@ -24,7 +24,7 @@ from typing import Self
 
 from fastad.files import write_text
 from fastad.recipe import Recipe
-from fastad.run import run_folder, slug
+from fastad.run import locate, slug
 
 # After so many failures a group is left aside.
 FAILURES = 3
@@ -60,7 +60,7 @@ class Group:
     def folders(self, out: Path) -> list[Path]:
         """Where its runs live."""
         return [
-            run_folder(out, self.recipe.name, self.class_name, objective, self.seed)
+            locate(out, self.recipe, self.class_name, objective, self.seed).folder
             for objective in self.recipe.objectives
         ]
 

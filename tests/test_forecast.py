@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from test_sweep import LINES, written
 
-from fastad.forecast import costs, costs_text, forecast, forecast_text, steps_of
 from fastad.experiment import find_experiment, point_recipe
+from fastad.forecast import costs, costs_text, forecast, forecast_text, steps_of
 from fastad.recipe import Recipe, load
 from fastad.sweep import Room, folder_of, groups_of
 
