@@ -202,9 +202,13 @@ def train(
     shards: ShardsOption = None,
     out: OutOption = Path("runs"),
     device: DeviceOption = "auto",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say what would be trained and how long it would take, as measured")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Train and evaluate detectors; again to continue interrupted runs."""
+    from fastad.estimate import estimate
     from fastad.progress import say
     from fastad.ranks import joined, share
     from fastad.recipe import dump, load
@@ -216,17 +220,18 @@ def train(
     with joined(), stop_on_signals() as stop:
         resolved = load(recipe, set_ or ())
         say(dump(resolved))
-        home = local_home(shards, resolved.data.sets)
-        results = train_all(
-            resolved,
-            shards=home,
-            out=out,
-            device=choose_device(device),
-            classes=class_name or (),
-            objectives=objective or (),
-            seeds=seed or (1,),
-            stop=stop,
-        )
+        asked: dict[str, Any] = {
+            "shards": local_home(shards, resolved.data.sets),
+            "out": out,
+            "device": choose_device(device),
+            "classes": class_name or (),
+            "objectives": objective or (),
+            "seeds": seed or (1,),
+        }
+        if dry_run:
+            _print_figures(estimate(resolved, **asked), as_json)
+            return
+        results = train_all(resolved, stop=stop, **asked)
         if share().rank == 0:
             _print_results(results, as_json)
 

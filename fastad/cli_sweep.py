@@ -62,7 +62,7 @@ def sweep(
     names = dict.fromkeys(name for recipe in recipes_of(found, changes) for name in recipe.data.sets)
     home = local_home(shards, names)
     if dry_run:
-        from fastad.estimate import forecast, forecast_text
+        from fastad.forecast import forecast, forecast_text
 
         told = forecast(found, shards=home, out=out, room=room, changes=changes)
         print(json.dumps(dataclasses.asdict(told)) if as_json else forecast_text(told))
@@ -82,7 +82,7 @@ def sweep(
 
 
 def _print_costs(shards: Path, out: Path, as_json: bool) -> None:
-    from fastad.estimate import costs, costs_text
+    from fastad.forecast import costs, costs_text
 
     found = costs(shards, out)
     print(json.dumps([dataclasses.asdict(each) for each in found]) if as_json else costs_text(found))

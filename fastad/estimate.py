@@ -1,202 +1,197 @@
-"""What an experiment will cost, and what it still lacks, before anything is trained.
+"""What a training would be and take, told before it is begun: `fastad train --dry-run`.
 
-Owns the estimates and what they rest on: groups that were measured, else rates that are assumed and said to be.
-Use: `forecast(find_experiment("smoke"), shards=home, out=Path("runs"), room=Room())`, `costs(home, Path("runs"))`.
+Owns what is measured for that, and the sum; nothing is written, and nothing is tuned.
+Use: `estimate(load("digits"), shards=home, out=Path("runs"), device=device)["estimated_s"]`.
 """
 
-import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+import time
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
-from statistics import median
+from typing import Any
 
-from fastad.experiment import Experiment, experiment_names, find_experiment
-from fastad.listing import find_converter
-from fastad.manifest import MANIFEST, open_set
+import numpy as np
+import torch
+
+from fastad.errors import FastadError
+from fastad.evaluate import measure, score_batches
+from fastad.group import Member, step
+from fastad.networks import parameter_count
+from fastad.objectives import Objective
+from fastad.pipeline import Source, evaluation_batches, train_batches
+from fastad.plan import Plan
+from fastad.progress import duration
+from fastad.ranks import share
+from fastad.reader import ShardReader
 from fastad.recipe import Recipe
-from fastad.sweep import Room, folder_of, groups_of, known_classes, layout, missing_sets, recipes_of
-from fastad.sweep_queue import Group
-from fastad.sweep_watch import Measured, Watch, duration
+from fastad.resident import hold
+from fastad.run import environment, locate
+from fastad.seeds import generator
+from fastad.sets import Sets, make_plan, memory_held, one_vs_rest, stream_faults
+from fastad.training import any_uses_oe, asked
+from fastad.warm import Warm
 
-# Milliseconds for a step of one objective on an H100 where no group has been measured on one: what `fastad bench step`
-# is to reach there, not what it has reached. The MNIST LeNet is smaller than CIFAR-10's and taken as that.
-ASSUMED_MS = {"cifar-lenet": 0.28, "mnist-lenet": 0.28, "resnet18-cbam": 18.3}
-GPU, GPUS_A_NODE = "H100", 8
+# Of each stream and of the test; more would only take longer to decode.
+MEASURED_IMAGES = 1_024
+MEASURED_S = 3.0
+FEWEST_STEPS, MOST_STEPS = 3, 200
+ENDLESS_EPOCHS = 1_000_000
 
-PAPER_RECIPES = ("cifar10", "imagenet30", "mnist")
 
+def estimate(
+    recipe: Recipe,
+    *,
+    shards: Path,
+    out: Path,
+    device: torch.device,
+    classes: Sequence[str] = (),
+    objectives: Sequence[str] = (),
+    seeds: Sequence[int] = (1,),
+) -> dict[str, Any]:
+    """Sizes, and the seconds that `fastad.train.train` of the same arguments would take, from a few measured steps.
 
-@dataclass(frozen=True, slots=True)
-class Forecast:
-    """What is known of a sweep beforehand. `points`: of each label, the groups and how many of them are finished.
-
-    `seconds_a_group`: the median of `measured` groups on `device`, and `seconds_left` with that many `workers`; None
-    where no group has been measured. `missing`: sets, with the commands that make them.
+    Raises `FastadError` for what `train` would refuse before it writes, and where there are several processes.
     """
+    if share().ranks > 1:
+        raise FastadError("--dry-run measures one process: run it without torchrun")
+    warm = Warm()
+    sets = warm.sets(recipe, shards, device)
+    workbench = warm.workbench(recipe, sets.shape_hwc, device)
+    wanted, pairs = asked(recipe, sets, classes, objectives, seeds)
+    undone = {pair: _undone(out, recipe, pair, wanted) for pair in pairs}
+    due = [pair for pair in pairs if undone[pair]]
+    (seed, class_name), *_ = due or pairs
+    plans = [make_plan(recipe, sets, name, number, any_uses_oe(wanted)) for number, name in due or pairs]
+    rows, target = one_vs_rest(sets, class_name)
+    held = memory_held(recipe, sets, plans[0], rows, device)
+    compiled = workbench.compiles(plans[0].steps)
+    members = [workbench.member(objective, seed, compiled) for objective in wanted]
 
-    experiment: str
-    recipe: str
-    points: Mapping[str, tuple[int, int]]
-    classes: int
-    seeds: int
-    objectives: tuple[str, ...]
-    missing: Mapping[str, str]
-    workers: int
-    device: str
-    measured: int
-    seconds_a_group: float | None
-    seconds_left: float | None
+    cut = _cut(plans[0])
+    readers = (sets.nominal, *sets.oe)
+    sources, hold_image_s = _sources(recipe, cut, readers, held, device)
+    first_step_s, step_s, steps = _measured_steps(recipe, cut, sources, members, device)
+    score_image_s = _measured_scoring(recipe, sets, rows[:MEASURED_IMAGES], target, members, held["test"] > 0, device)
+    started = time.perf_counter()
+    measure(target, generator(0, "estimate").random(len(target)))
+    metrics_s = time.perf_counter() - started
 
-    @property
-    def groups(self) -> int:
-        return sum(groups for groups, _ in self.points.values())
-
-    @property
-    def done(self) -> int:
-        return sum(done for _, done in self.points.values())
-
-
-def forecast(experiment: Experiment, *, shards: Path, out: Path, room: Room, changes: Iterable[str] = ()) -> Forecast:
-    """What `sweep` with the same arguments would do; writes nothing."""
-    groups = groups_of(experiment, shards, changes)
-    watch = Watch(experiment.name, groups, out, folder_of(experiment, out))
-    watch.read()
-    points = {point.label: (0, 0) for point in experiment.points()}
-    for group in groups:
-        count, done = points[group.point]
-        points[group.point] = count + 1, done + (group.name in watch.done)
-    found = layout(room, max(1, watch.left))
-    devices = [each.device for each in watch.measured]
-    device = max(set(devices), key=devices.count) if devices else ""
-    seconds = [each.seconds for each in watch.measured if each.device == device]
-    typical = median(seconds) if seconds else None
-    recipes = recipes_of(experiment, changes)
-    return Forecast(
-        experiment=experiment.name,
-        recipe=experiment.recipe,
-        points=points,
-        classes=len({group.class_name for group in groups}),
-        seeds=experiment.seeds,
-        objectives=experiment.objectives,
-        missing=missing_sets(recipes, shards),
-        workers=found.workers,
-        device=device,
-        measured=len(seconds),
-        seconds_a_group=typical,
-        seconds_left=None if typical is None else typical * math.ceil(watch.left / found.workers),
-    )
+    held_images = _held_images(plans, due, held, len(rows))
+    trainings, total_steps = sum(map(len, undone.values())), sum(plan.steps for plan in plans) if due else 0
+    seconds = {
+        "first_step": first_step_s if due else 0.0,
+        "steps": total_steps * step_s,
+        "holding": held_images * hold_image_s if due else 0.0,
+        "scoring": len(due) * len(rows) * score_image_s,
+        "metrics": trainings * metrics_s,
+    }
+    total_s = sum(seconds.values())
+    return {
+        "recipe": recipe.name,
+        "trainings": trainings,
+        "finished": len(pairs) * len(wanted) - trainings,
+        "groups": len(due),
+        "objectives": [objective.name for objective in wanted],
+        "epochs": recipe.optim.epochs,
+        "steps_per_epoch": plans[0].steps_per_epoch,
+        "steps": total_steps,
+        "batch": {stream.name: stream.batch for stream in plans[0].streams},
+        "images": {stream.name: len(stream.rows) for stream in plans[0].streams} | {"test": len(rows)},
+        "shape_hwc": list(sets.shape_hwc),
+        "parameters": {member.objective.name: parameter_count(member.model) for member in members},
+        "held_bytes": held,
+        "precision": workbench.precision,
+        "compiled": compiled,
+        "step_ms": round(1e3 * step_s, 2),
+        "images_per_s": round(cut.batch_size / step_s, 1),
+        "seconds": {name: round(value, 2) for name, value in seconds.items()},
+        "estimated_s": round(total_s, 1),
+        "estimated": duration(total_s),
+        "rests_on": f"{steps} steps of {class_name}, seed {seed}, on no more than {MEASURED_IMAGES:,} images of each "
+        "kind, and as many test images scored, just now; runs that are begun count from their start, and tuning, "
+        "checkpoints and replayed batches not at all",
+        "environment": environment(device),
+    }
 
 
-def forecast_text(found: Forecast) -> str:
-    """The forecast for people."""
-    several = "s" * (len(found.points) > 1)
-    lines = [
-        f"{found.experiment}: recipe {found.recipe}; {len(found.points)} point{several} × {found.classes} classes × "
-        f"{found.seeds} seeds × {len(found.objectives)} objectives ({', '.join(found.objectives)})",
-        f"{found.groups * len(found.objectives):,} trainings in {found.groups:,} groups, {found.done:,} finished",
+def _undone(out: Path, recipe: Recipe, pair: tuple[int, str], wanted: Sequence[Objective]) -> list[Objective]:
+    """The objectives that have no result yet."""
+    seed, class_name = pair
+    runs = ((each, locate(out, recipe, class_name, each.name, seed)) for each in wanted)
+    return [objective for objective, run in runs if not run.result.is_file()]
+
+
+def _cut(plan: Plan) -> Plan:
+    """An endless plan of the same batches but few images."""
+    streams = [
+        replace(stream, rows=stream.rows[:size], shard=None if stream.shard is None else stream.shard[:size])
+        for stream in plan.streams
+        if (size := max(MEASURED_IMAGES, stream.batch))
     ]
-    for label, (groups, done) in found.points.items():
-        lines.append(f"  {label or 'the recipe as it is'}: {groups} groups, {done} finished")
-    lines += [f"missing: {name}; make it with {command}" for name, command in found.missing.items()]
-    if found.seconds_a_group is None or found.seconds_left is None:
-        lines.append("estimate: none, no group of this experiment has been measured in this folder yet")
-    else:
-        lines.append(
-            f"estimate: {duration(found.seconds_left)} for {found.groups - found.done:,} groups on {found.workers} "
-            f"workers, at {found.seconds_a_group:.1f} s a group (median of {found.measured}, on {found.device})"
-        )
-    return "\n".join(lines)
+    return replace(plan, streams=tuple(streams), epochs=ENDLESS_EPOCHS)
 
 
-@dataclass(frozen=True, slots=True)
-class Cost:
-    """Of one experiment on one GPU. `rests_on`: which rate it was reckoned with."""
-
-    experiment: str
-    trainings: int
-    groups: int
-    steps: int
-    hours: float
-    rests_on: str
-
-
-@dataclass(frozen=True, slots=True)
-class _Rates:
-    """Seconds a step of a group, by network and number of objectives, as measured on the GPU."""
-
-    seconds: dict[tuple[str, int], list[float]] = field(default_factory=dict)
-
-    def of(self, network: str, objectives: int) -> tuple[float, str]:
-        """The rate, and what it rests on."""
-        name = f"{network}, groups of {objectives}"
-        if (measured := self.seconds.get((network, objectives))) is not None:
-            step_s = median(measured)
-            return step_s, f"{name}: {1e3 * step_s:.2f} ms a step, median of {len(measured)} groups on one {GPU}"
-        step_s = ASSUMED_MS[network] / 1e3 * objectives
-        return step_s, f"{name}: {1e3 * step_s:.2f} ms a step, assumed: no such group was measured on an {GPU} yet"
+def _sources(
+    recipe: Recipe, plan: Plan, readers: Sequence[ShardReader], held: dict[str, int], device: torch.device
+) -> tuple[list[Source], float]:
+    """The plan's sources, held where the whole ones will be, and the seconds that holding an image took."""
+    sources, images, started = [], 0, time.perf_counter()
+    for stream, reader in zip(plan.streams, readers, strict=False):
+        faults, kept = stream_faults(recipe, stream), None
+        if held[stream.name]:
+            kept = hold(reader, stream.rows, recipe.augment, device, recipe.loader, faults)
+            images += len(kept.rows)
+        sources.append(Source(reader, kept, faults))
+    return sources, (time.perf_counter() - started) / max(images, 1)
 
 
-def costs(shards: Path, out: Path) -> list[Cost]:
-    """Of every experiment of the paper's on images, on one H100, from the groups measured in `out`."""
-    experiments = [find_experiment(name) for name in experiment_names()]
-    experiments = [each for each in experiments if each.recipe in PAPER_RECIPES]
-    groups = {each.name: groups_of(each, shards) for each in experiments}
-    rates = _Rates()
-    for experiment in experiments:
-        for measured in _measured(experiment, groups[experiment.name], out):
-            if GPU in measured.device:
-                key = measured.group.recipe.network, len(experiment.objectives)
-                rates.seconds.setdefault(key, []).append(measured.seconds / measured.steps)
-    found = []
-    for experiment in experiments:
-        each = groups[experiment.name]
-        step_s, rests_on = rates.of(each[0].recipe.network, len(experiment.objectives))
-        steps = steps_of(each[0].recipe, shards)
-        hours = len(each) * steps * step_s / 3600
-        found.append(
-            Cost(
-                experiment=experiment.name,
-                trainings=len(each) * len(experiment.objectives),
-                groups=len(each),
-                steps=steps,
-                hours=hours,
-                rests_on=rests_on,
-            )
-        )
-    return found
+def _measured_steps(
+    recipe: Recipe, plan: Plan, sources: Sequence[Source], members: Sequence[Member], device: torch.device
+) -> tuple[float, float, int]:
+    """Seconds of the first step, which builds and compiles, and of one of those after it; and how many those were."""
+    made = train_batches(plan, sources, recipe.augment, device, loader=recipe.loader, compiled=members[0].compiled)
+    with closing(made) as batches:
+        started = time.perf_counter()
+        step(members, next(batches))
+        _wait(device)
+        first_s, started, steps = time.perf_counter() - started, time.perf_counter(), 0
+        while steps < FEWEST_STEPS or (steps < MOST_STEPS and time.perf_counter() - started < MEASURED_S):
+            step(members, next(batches))
+            steps += 1
+        _wait(device)
+        return first_s, (time.perf_counter() - started) / steps, steps
 
 
-def _measured(experiment: Experiment, groups: Iterable[Group], out: Path) -> list[Measured]:
-    watch = Watch(experiment.name, groups, out, folder_of(experiment, out))
-    watch.read()
-    return watch.measured
+def _measured_scoring(
+    recipe: Recipe,
+    sets: Sets,
+    rows: np.ndarray,
+    target: np.ndarray,
+    members: Sequence[Member],
+    is_held: bool,
+    device: torch.device,
+) -> float:
+    """Seconds for an image of the test by all members."""
+    source = Source(sets.nominal)
+    if is_held:
+        source = replace(source, held=hold(sets.nominal, rows, recipe.augment, device, recipe.loader, source.faults))
+    started = time.perf_counter()
+    batches = evaluation_batches(source, rows, target, recipe.augment, device, loader=recipe.loader)
+    score_batches([(member.model, member.objective) for member in members], batches)
+    return (time.perf_counter() - started) / len(rows)
 
 
-def steps_of(recipe: Recipe, shards: Path) -> int:
-    """The steps of a training with the set's mean number of images a class, as converted or as published."""
-    name = recipe.data.nominal
-    if (shards / name / MANIFEST).is_file():
-        images = len(open_set(shards / name).split_rows("train"))
-    else:
-        images = next((counts["train"] for counts in find_converter(name).published_counts.values()), 0)
-    return recipe.optim.epochs * (images // len(known_classes(name, shards)) // recipe.data.batch_nominal)
+def _held_images(plans: Sequence[Plan], due: Sequence[tuple[int, str]], held: dict[str, int], test: int) -> int:
+    """Images to be held one after another: each class's own, the OE of each seed, the test's once."""
+    images = test if held["test"] else 0
+    for number, plan in enumerate(plans):
+        is_new_seed = number == 0 or due[number][0] != due[number - 1][0]
+        streams = plan.streams if is_new_seed else plan.streams[:1]
+        images += sum(len(stream.rows) for stream in streams if held[stream.name])
+    return images
 
 
-def costs_text(found: Sequence[Cost]) -> str:
-    """The costs as a table, with their sum and what they rest on."""
-    width = max(len(each.experiment) for each in found)
-    lines = [f"{'experiment':{width}}  trainings  groups  steps  hours on one {GPU}  on a node of {GPUS_A_NODE}"]
-    for each in found:
-        lines.append(
-            f"{each.experiment:{width}}  {each.trainings:9,}  {each.groups:6,}  {each.steps:5,}  "
-            f"{each.hours:17.1f}  {each.hours / GPUS_A_NODE:14.1f}"
-        )
-    trainings, hours = sum(each.trainings for each in found), sum(each.hours for each in found)
-    lines.append(
-        f"The paper's {trainings:,} trainings: {hours:.0f} h on one {GPU}, {hours / GPUS_A_NODE:.1f} h on eight."
-    )
-    lines.append(
-        "Rests on (groups are independent, so eight GPUs take an eighth; loading and testing count if measured):"
-    )
-    lines += [f"  {line}" for line in dict.fromkeys(each.rests_on for each in found)]
-    return "\n".join(lines)
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -20,14 +20,20 @@ import numpy as np
 
 from fastad.errors import FastadError
 
+
+class Unwritable(FastadError):
+    """A file that cannot be written, as the disk is full or the folder may not be written."""
+
+
 DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextmanager
-def atomic(path: Path) -> Iterator[IO[bytes]]:
+def atomic(path: Path, *, kept: Path | None = None) -> Iterator[IO[bytes]]:
     """A binary file that stands under `path` only once it is whole and on disk; on any error nothing of it remains.
 
-    Raises `FastadError` where the disk is full or the folder may not be written.
+    What `path` was before stands under `kept` then, if that is given. Raises `Unwritable` where the disk is full or the
+    folder may not be written.
     """
     temporary = path.with_name(f".{path.name}.tmp")
     try:
@@ -40,6 +46,8 @@ def atomic(path: Path) -> Iterator[IO[bytes]]:
             yield file
             file.flush()
             os.fsync(file.fileno())
+        if kept is not None and path.exists():
+            os.replace(path, kept)
         os.replace(temporary, path)
         _sync_folder(path.parent)
     except OSError as error:
@@ -91,8 +99,8 @@ def locked(path: Path, refusal: str) -> Iterator[None]:
         yield
 
 
-def _unwritable(path: Path, error: OSError) -> FastadError:
-    return FastadError(f"cannot write {path}: {error.strerror}; free some space or choose another folder")
+def _unwritable(path: Path, error: OSError) -> Unwritable:
+    return Unwritable(f"cannot write {path}: {error.strerror}; free some space or choose another folder")
 
 
 def _sync_folder(folder: Path) -> None:
@@ -103,9 +111,9 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def write_bytes(path: Path, data: bytes | memoryview) -> None:
-    """Writes `data`, atomically."""
-    with atomic(path) as file:
+def write_bytes(path: Path, data: bytes | memoryview, *, kept: Path | None = None) -> None:
+    """Writes `data`, atomically, as `atomic` does it."""
+    with atomic(path, kept=kept) as file:
         file.write(data)
 
 
@@ -145,7 +153,7 @@ def cache_home() -> Path:
 
 
 def append_line(path: Path, line: str) -> None:
-    """Adds a line to a text file; raises `FastadError` where the disk is full. A kill may leave the last line cut."""
+    """Adds a line to a text file; raises `Unwritable` where the disk is full. A kill may leave the last line cut."""
     try:
         with open(path, "a") as file:
             file.write(f"{line}\n")

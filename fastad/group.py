@@ -23,18 +23,20 @@ from fastad.recipe import OptimSpec, Recipe
 # On two cores compiling takes up to 20 s and saves 3.4 of 50 ms a step of the MNIST LeNet (README, Development).
 COMPILE_CPU_FROM_STEPS = 6_000
 
-Loss = Callable[[Tensor, Tensor], Tensor]
+# (images, target) → mean loss, and the share of the images that are at the objective's guard.
+Loss = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 @dataclass(eq=False)
 class Member:
-    """One objective of a group while it trains. `loss_sum` adds up the steps' mean losses on the device."""
+    """One objective of a group while it trains. `sums` float32 [3], on the device, over the steps since it was last set
+    to 0: the mean loss, the share of images at the objective's guard, and 1 where the loss is not finite."""
 
     objective: Objective
     model: Detector
     loss: Loss
     optimizer: torch.optim.Adam
-    loss_sum: Tensor
+    sums: Tensor
     compiled: bool
 
     def state(self) -> dict[str, Any]:
@@ -42,7 +44,7 @@ class Member:
         return {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "loss_sum": self.loss_sum,
+            "sums": self.sums,
             "compiled": self.compiled,
         }
 
@@ -50,19 +52,20 @@ class Member:
         """Takes up what `state` returned."""
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.loss_sum.copy_(state["loss_sum"])
+        self.sums.copy_(state["sums"])
 
 
 def step(members: Iterable[Member], batch: Batch) -> None:
     """One optimisation step of every member on one batch, or on this rank's share of it; the host does not wait for the
     device."""
     for member in members:
-        loss = member.loss(batch.images, batch.target)
+        loss, at_guard = member.loss(batch.images, batch.target)
         loss.backward()
-        mean_loss = average(member.model.parameters(), loss.detach())
+        told = average(member.model.parameters(), torch.stack((loss.detach(), at_guard)))
         member.optimizer.step()
         member.optimizer.zero_grad()
-        member.loss_sum += mean_loss
+        member.sums[:2] += told
+        member.sums[2] += ~torch.isfinite(told[0])
 
 
 def set_learning_rate(member: Member, optim: OptimSpec, epoch: int) -> float:
@@ -109,16 +112,18 @@ class Workbench:
                 fused=True,
                 capturable=self.device.type == "cuda",
             ),
-            loss_sum=torch.zeros((), device=self.device),
+            sums=torch.zeros(3, device=self.device),
             compiled=compiled,
         )
 
     def _loss(self, model: Detector, objective: Objective, compiled: bool) -> Loss:
-        """Batch → mean loss. An objective without OE sees the nominal images only, in a batch of their own."""
+        """An objective without OE sees the nominal images only, in a batch of their own."""
         seen = None if objective.uses_oe else self.recipe.data.batch_nominal // share().ranks
 
-        def loss(images: Tensor, target: Tensor) -> Tensor:
-            return objective.loss(model(images[:seen]), target[:seen]).mean()
+        def loss(images: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+            each = objective.loss(model(images[:seen]), target[:seen])
+            at_guard = (each.detach() > objective.guard_loss) & (target[:seen] > 0)
+            return each.mean(), at_guard.float().mean()
 
         return torch.compile(loss, fullgraph=True, dynamic=False) if compiled else loss
 

@@ -73,12 +73,18 @@ class TrainSpec:
     """How the work is executed. `resident`: "auto" holds images on the device where they fit, and are small or come
     again; "off" reads and decodes them for every batch. `precision`: "auto" is bfloat16 autocast on GPUs that have it,
     else float32. `compile`: "auto" is on for CUDA, and on the CPU where the run is long enough to repay it.
+    `deterministic`: the same bits every time also on a GPU, where that is slower. A checkpoint is written once
+    `checkpoint_every_s` have passed, and after every `checkpoint_every_epochs` if that is not 0. `tensorboard`: what is
+    logged is also written to the run's folder "tensorboard".
     """
 
     resident: str = "auto"
     precision: str = "auto"
     compile: str = "auto"
+    deterministic: bool = False
     checkpoint_every_s: float = 60.0
+    checkpoint_every_epochs: int = 0
+    tensorboard: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +140,7 @@ BOUNDS = {
     "loader.prefetch": (0, math.inf),
     "loader.hw_decoder_load": (0, 1),
     "train.checkpoint_every_s": (0, math.inf),
+    "train.checkpoint_every_epochs": (0, math.inf),
 }
 
 

@@ -7,11 +7,13 @@ Use: `run = open_run(out, recipe, "Trouser", "hsc", seed=1)`.
 
 import io
 import json
+import math
 import os
 import platform
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,7 +22,7 @@ import torch
 
 from fastad.dali import LoaderSpec
 from fastad.errors import FastadError
-from fastad.files import write_bytes, write_json, write_text
+from fastad.files import write_json, write_text
 from fastad.objectives import OBJECTIVES
 from fastad.progress import say
 from fastad.ranks import gpu
@@ -42,12 +44,20 @@ class Run:
         return self.folder / "checkpoint.pt"
 
     @property
+    def earlier_checkpoint(self) -> Path:
+        return self.folder / "checkpoint-earlier.pt"
+
+    @property
     def model(self) -> Path:
         return self.folder / "model.pt"
 
     @property
     def log(self) -> Path:
         return self.folder / "log.jsonl"
+
+    @property
+    def tensorboard(self) -> Path:
+        return self.folder / "tensorboard"
 
     @property
     def scores(self) -> Path:
@@ -81,6 +91,11 @@ class RunResult:
     `stall_share`: the share of training time spent waiting for batches, and `verdict` what that says (`fastad.verdict`;
     empty in results older than it). `group_size`: objectives trained on the same batches at once; `images_per_s` counts
     each image once.
+
+    `health`, over the whole training (`fastad.health`): "guard_hits", "nonfinite_losses" and "largest_second_moment",
+    None where that is not finite; empty in results older than it. `diverged_at_epoch`: the epoch, as log.jsonl counts
+    them, in which the loss was not finite, and after which the model was left as it was; None for all others. Metrics
+    are NaN, null in the file, where the scores of a diverged model are not finite.
     """
 
     recipe: str
@@ -97,6 +112,8 @@ class RunResult:
     compiled: bool
     environment: Mapping[str, Any]
     verdict: str = ""
+    health: Mapping[str, float | None] = field(default_factory=dict)
+    diverged_at_epoch: int | None = None
 
 
 def slug(name: str) -> str:
@@ -104,19 +121,19 @@ def slug(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9._=,-]+", "-", name)
 
 
-def run_folder(out: Path, recipe: str, class_name: str, objective: str, seed: int) -> Path:
-    """Where the run of a recipe of that name lives."""
-    return out.joinpath(*map(slug, recipe.split("/")), slug(class_name), slug(objective), f"seed{seed}")
+def locate(out: Path, recipe: Recipe, class_name: str, objective: str, seed: int) -> Run:
+    """The run in the folder that is its own; nothing is read or written.
+
+    A recipe's name may have parts, as `fastad.experiment` gives them, "cifar10-oe-size/oe_size=64"; each is a folder.
+    """
+    folder = out.joinpath(*map(slug, recipe.name.split("/")), slug(class_name), slug(objective), f"seed{seed}")
+    return Run(folder, recipe, class_name, objective, seed)
 
 
 def open_run(out: Path, recipe: Recipe, class_name: str, objective: str, seed: int) -> Run:
-    """The run in its folder, new or as it was left; raises `FastadError` if another recipe's run stands there.
-
-    A recipe's name may have parts, as `fastad.experiment` gives them: "cifar10-oe-size/oe_size=64"; each is a folder.
-    """
-    folder = run_folder(out, recipe.name, class_name, objective, seed)
-    run = Run(folder, recipe, class_name, objective, seed)
-    identity = {"class": class_name, "objective": objective, "seed": seed}
+    """The run in its folder, new or as it was left; raises `FastadError` if another recipe's run stands there."""
+    run = locate(out, recipe, class_name, objective, seed)
+    folder, identity = run.folder, {"class": class_name, "objective": objective, "seed": seed}
     if not (folder / "run.json").is_file():
         write_text(folder / "recipe.toml", dump(recipe))
         write_json(folder / "run.json", identity)
@@ -143,9 +160,9 @@ def check_recipe(path: Path, recipe: Recipe) -> None:
 
 
 def _defining(recipe: Recipe) -> Recipe:
-    """The recipe without what changes no run: the objectives that it lists, how images are read, decoded and held, and
-    how often a checkpoint is written."""
-    train = replace(recipe.train, resident="auto", checkpoint_every_s=0.0)
+    """The recipe without what changes no run: the objectives that it lists, how images are read, decoded and held, how
+    often a checkpoint is written, and what shows the training."""
+    train = replace(recipe.train, resident="auto", checkpoint_every_s=0.0, checkpoint_every_epochs=0, tensorboard=False)
     return replace(recipe, objectives=(), loader=LoaderSpec(), train=train)
 
 
@@ -183,8 +200,17 @@ def natural(text: str) -> list[tuple[int, str]]:
 def write_result(run: Run, result: RunResult) -> None:
     """Writes `result.json`: the run is finished."""
     value = asdict(result)
-    value["metrics"] = {name: interval._asdict() for name, interval in result.metrics.items()}
+    value["metrics"] = {name: _as_json(interval) for name, interval in result.metrics.items()}
     write_json(run.result, value)
+
+
+def _as_json(interval: Interval) -> dict[str, float | None]:
+    """What is not a number is null: JSON has no NaN."""
+    return {key: None if math.isnan(value) else value for key, value in interval._asdict().items()}
+
+
+def _from_json(value: Mapping[str, float | None]) -> Interval:
+    return Interval(**{key: math.nan if number is None else number for key, number in value.items()})
 
 
 def read_result(run: Run) -> RunResult | None:
@@ -193,7 +219,7 @@ def read_result(run: Run) -> RunResult | None:
         return None
     try:
         value = json.loads(run.result.read_bytes())
-        value["metrics"] = {name: Interval(**interval) for name, interval in value["metrics"].items()}
+        value["metrics"] = {name: _from_json(interval) for name, interval in value["metrics"].items()}
         return RunResult(**value)
     except (ValueError, TypeError, KeyError) as error:
         raise FastadError(
@@ -201,14 +227,40 @@ def read_result(run: Run) -> RunResult | None:
         ) from error
 
 
-def save_tensors(path: Path, value: Mapping[str, Any]) -> None:
-    """Writes what `torch.load(path, weights_only=True)` reads, atomically.
+def tensor_bytes(value: Mapping[str, Any]) -> bytes:
+    """The file that `torch.load(path, weights_only=True)` reads.
 
-    Through memory: writing to a full disk itself, torch raises an error that does not say so.
+    Not written by torch: to a full disk, it raises an error that does not say so.
     """
     buffer = io.BytesIO()
     torch.save(value, buffer)
-    write_bytes(path, buffer.getbuffer())
+    return buffer.getvalue()
+
+
+@contextmanager
+def deterministic(asked: bool) -> Iterator[None]:
+    """While it lasts, if asked for, PyTorch uses algorithms only that give the same bits every time on one device.
+
+    Raises `FastadError` where an operation has none. On the CPU all do, for one number of threads.
+    """
+    if not asked:
+        yield
+        return
+    before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
+    # cuBLAS reads it when it is first used: a workspace that streams do not share.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False
+    try:
+        yield
+    except RuntimeError as error:
+        if "deterministic" not in str(error):
+            raise
+        reason = str(error).split(".")[0]
+        raise FastadError(f"train.deterministic=true: {reason}: set it to false, or train.compile to on") from error
+    finally:
+        torch.use_deterministic_algorithms(before[0])
+        torch.backends.cudnn.benchmark = before[1]
 
 
 DEVICES = ("auto", "cpu", "cuda")

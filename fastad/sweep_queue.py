@@ -24,7 +24,7 @@ from typing import Self
 
 from fastad.files import write_text
 from fastad.recipe import Recipe
-from fastad.run import run_folder, slug
+from fastad.run import locate, slug
 
 # After so many failures a group is left aside.
 FAILURES = 3
@@ -60,7 +60,7 @@ class Group:
     def folders(self, out: Path) -> list[Path]:
         """Where its runs live."""
         return [
-            run_folder(out, self.recipe.name, self.class_name, objective, self.seed)
+            locate(out, self.recipe, self.class_name, objective, self.seed).folder
             for objective in self.recipe.objectives
         ]
 
@@ -89,7 +89,8 @@ class Queue:
         self._claims.close()
 
     def take(self) -> Group | None:
-        """The first group that is due, claimed for this process; None if there is none at present."""
+        """The first group that is due, claimed for this process, which has one claim at a time; None if there is none
+        at present."""
         failures = self._failures()
         unfailed = [name for name in self._due if name not in failures]
         for name in (*unfailed, *sorted(failures.keys() & self._due.keys(), key=lambda name: (failures[name], name))):

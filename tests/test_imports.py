@@ -11,9 +11,10 @@ ORDER = (
     *("__init__", "errors", "seeds", "files", "progress", "remote", "workers", "tar", "encode", "card", "manifest"),
     *("stage", "listing", "in_place", "write", "shard", "reader", "verify", "synsets", "view", "inspect", "plan"),
     *("augment", "feed", "pixels", "ahead", "dali", "resident", "pipeline", "backbones", "networks", "objectives"),
-    *("recipe", "experiment", "ranks", "sets", "batch_picture", "run", "tune", "group", "warm", "verdict", "evaluate"),
-    *("train", "sweep_queue", "sweep_presence", "sweep_worker", "sweep_pool", "sweep_watch", "sweep", "estimate"),
-    *("toy", "tables", "results", "measured", "published", "compare", "paper_tables", "paired", "coverage", "drawing"),
+    *("recipe", "experiment", "ranks", "sets", "batch_picture", "run", "tune", "group", "warm", "verdict", "training"),
+    *("checkpoint", "log", "evaluate", "outcome", "train", "estimate", "sweep_queue", "sweep_worker"),
+    *("sweep_presence", "sweep_pool", "sweep_watch", "sweep", "forecast", "toy"),
+    *("tables", "results", "measured", "published", "compare", "paper_tables", "paired", "coverage", "drawing"),
     *("figures", "paper_figures", "toy_figure", "words", "markup", "page", "report", "quickstart"),
     *("bench", "bench_loader", "bench_shard", "bench_sweep", "options", "cli_sweep", "cli", "__main__"),
 )

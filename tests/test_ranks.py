@@ -87,7 +87,7 @@ def scores(out: Path) -> dict[str, np.ndarray]:
 
 
 def steps(out: Path) -> set[int]:
-    return {torch.load(run.checkpoint, weights_only=True)["step"] for run in find_runs([out])}
+    return {torch.load(run.checkpoint, weights_only=True)["training"]["step"] for run in find_runs([out])}
 
 
 def assert_near(one: dict[str, np.ndarray], other: dict[str, np.ndarray], tolerance: float) -> None:
@@ -116,7 +116,7 @@ def first_step(recipe: Recipe, found: dict[str, np.ndarray]) -> dict[str, np.nda
     numbers = {}
     for name in OBJECTIVES:
         member = workbench.member(find(name), 1, compiled=False)
-        loss = member.loss(images, target)
+        loss, _ = member.loss(images, target)
         loss.backward()
         numbers[f"{name} loss"] = average(member.model.parameters(), loss.detach()).numpy()
         for parameter, value in member.model.named_parameters():

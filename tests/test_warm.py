@@ -5,23 +5,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
+from conftest import assert_same_scores, scores_in
 
 from fastad import warm as warm_module
 from fastad.errors import FastadError
-from fastad.evaluate import read_scores
 from fastad.recipe import Recipe
-from fastad.run import find_runs
 from fastad.train import train
 from fastad.warm import Warm
 
 CPU = torch.device("cpu")
-
-
-def scores(out: Path) -> dict[str, np.ndarray]:
-    return {str(run.folder.relative_to(out)): read_scores(run).score for run in find_runs([out])}
 
 
 def counted(monkeypatch: pytest.MonkeyPatch, name: str) -> list[Any]:
@@ -56,11 +50,9 @@ def test_scores_are_the_same_with_and_without_it_in_any_order(recipe: Recipe, ho
     for out, kept, ordered in ((tmp_path / "cold", None, tasks), (tmp_path / "warm", warm, tasks[::-1])):
         for each, name, seed in ordered:
             train(each, shards=home, out=out, device=CPU, classes=[name], seeds=[seed], warm=kept)
-    cold, found = scores(tmp_path / "cold"), scores(tmp_path / "warm")
+    cold = scores_in(tmp_path / "cold")
     assert len(cold) == 20
-    assert cold.keys() == found.keys()
-    for name, values in cold.items():
-        np.testing.assert_array_equal(found[name], values, err_msg=name)
+    assert_same_scores(cold, scores_in(tmp_path / "warm"))
 
 
 def test_things_are_made_once_for_all_that_may_share_them(
