@@ -54,8 +54,10 @@ def _curve(axes: Axes, x: np.ndarray, seeds: Sequence[np.ndarray], place: int, l
 
 
 def losses(found: Mapping[str, Sequence[np.ndarray]], milestones: Sequence[int], about: str) -> Drawing:
-    """Training losses, [epochs] for each seed of an objective, drawn as in `roc`; milestones are upright lines."""
+    """Training losses, [epochs] for each seed of an objective, drawn as in `roc`; milestones are upright lines. Of
+    the losses, those that are not known are NaN, but not all."""
     every = np.concatenate([loss for seeds in found.values() for loss in seeds])
+    every = every[np.isfinite(every)]
 
     def paint(axes: Axes) -> None:
         for milestone in milestones:

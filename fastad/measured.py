@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fastad.run import RunResult
+from fastad.tables import has_figures
 
 
 class Place(NamedTuple):
@@ -27,9 +28,9 @@ Measured = Mapping[Place, Values]
 
 
 def measured(results: Iterable[RunResult]) -> Measured:
-    """The results by their places, in one pass."""
+    """The results that have figures by their places, in one pass."""
     found: dict[Place, dict[str, dict[int, float]]] = defaultdict(lambda: defaultdict(dict))
-    for result in results:
+    for result in filter(has_figures, results):
         experiment, _, label = result.recipe.partition("/")
         place = Place(experiment, label, result.objective)
         found[place][result.class_name][result.seed] = 100 * result.metrics["auroc"].value

@@ -5,7 +5,6 @@ its pictures `fastad.figures`'.
 Use: `html(report)`.
 """
 
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -15,7 +14,8 @@ import numpy as np
 
 from fastad import __version__, figures, paired, paper_tables
 from fastad.drawing import COLOURS, Drawing, svg
-from fastad.evaluate import STRIPS, Strip, read_examples, read_scores, unreadable
+from fastad.evaluate import STRIPS, Strip, read_examples, read_scores
+from fastad.log import read_log
 from fastad.paper_figures import ReportFigure
 from fastad.progress import progress
 from fastad.run import Run, RunResult
@@ -59,7 +59,7 @@ class Report:
 
 
 def html(report: Report) -> str:
-    """The page. Raises `FastadError` where the scores, the log or the examples of a run cannot be read."""
+    """The page. Raises `FastadError` where the scores or the examples of a run cannot be read."""
     tiles = "".join(f"<li><strong>{escape(figure)}</strong> {escape(what)}</li>" for figure, what in report.tiles)
     notices = "".join(f'<p class="notice">{escape(notice)}</p>' for notice in report.notices)
     summary = "".join(f"<p>{escape(told)}</p>" for told in report.summary)
@@ -221,8 +221,9 @@ def _section(section: Section, anchor: str, is_open: bool) -> str:
     steps = "Upright lines: the learning rate falls to a tenth." if milestones else ""
     plots = [
         _figure(figures.roc(scores, section.title), band),
-        _figure(figures.losses(found, milestones, section.title), steps),
     ]
+    if np.isfinite([loss for seeds in found.values() for loss in seeds]).any():
+        plots.append(_figure(figures.losses(found, milestones, section.title), steps))
     for name, runs in section.runs.items():
         drawing = figures.histogram(scores[name][0], name, section.title)
         plots.append(_figure(drawing, f"Test images, seed {runs[0][0].seed}."))
@@ -240,15 +241,11 @@ def _section(section: Section, anchor: str, is_open: bool) -> str:
 
 
 def _losses(run: Run) -> np.ndarray:
-    """The mean training loss of each epoch, from the log."""
-    try:
-        with open(run.log) as lines:
-            found = [json.loads(line)["loss"] for line in lines]
-        if len(found) != run.recipe.optim.epochs:
-            raise ValueError(f"{len(found)} of {run.recipe.optim.epochs} epochs")
-        return np.array(found)
-    except (OSError, ValueError, KeyError) as error:
-        raise unreadable(run, run.log, error) from error
+    """The mean training loss of each epoch, from the log; NaN where a full disk left no line, or after divergence."""
+    found = np.full(run.recipe.optim.epochs, np.nan)
+    for line in read_log(run):
+        found[line["epoch"]] = np.nan if line["loss"] is None else line["loss"]
+    return found
 
 
 def _strips(run: Run) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 from fastad import paired
 from fastad.coverage import Coverage, coverage, coverage_table, root_of
 from fastad.drawing import save
+from fastad.errors import FastadError
 from fastad.files import write_text
 from fastad.markup import escaped, latex, markdown
 from fastad.measured import measured
@@ -23,7 +24,17 @@ from fastad.paper_tables import READING, TABLES, ComparedTable, as_csv, compared
 from fastad.progress import progress
 from fastad.results import Finished, finished_runs
 from fastad.run import RunResult
-from fastad.tables import Groups, cost_table, distinct, grid_table, group_runs, metric_over_seeds, tables
+from fastad.tables import (
+    Groups,
+    cost_table,
+    distinct,
+    diverged_note,
+    grid_table,
+    group_runs,
+    has_figures,
+    metric_over_seeds,
+    tables,
+)
 from fastad.toy_figure import EXPERIMENT as TOY
 from fastad.toy_figure import far_shares, toy_figure
 from fastad.words import (
@@ -49,6 +60,8 @@ def write_report(folders: Iterable[Path], out: Path) -> list[Path]:
     """
     found = finished_runs(folders)
     compared = compared_tables(measured(result for _, result in found))
+    if not any(has_figures(result) for _, result in found):
+        raise FastadError(f"nothing to report: {diverged_note(result for _, result in found)} Lower optim.lr")
     report = _report(found, compared)
     pages = {out / "report.md": _markdown(report), out / "report.html": html(report)}
     written = list(pages)
@@ -84,13 +97,14 @@ def _shows() -> dict[str, str]:
 
 def _report(found: Finished, compared: Sequence[ComparedTable]) -> Report:
     results = [result for _, result in found]
-    runs = [run for run, _ in found]
+    runs = [run for run, result in found if has_figures(result)]
     values, shows = measured(results), _shows()
-    others = [result for result in results if result.recipe.partition("/")[0] not in shows]
+    others = [result for result in filter(has_figures, results) if result.recipe.partition("/")[0] not in shows]
     groups = group_runs(result for result in others if "/" not in result.recipe)
     gridded = distinct(result.recipe.partition("/")[0] for result in others if "/" in result.recipe)
-    is_paper = len(others) < len(results)
-    covered = coverage(runs)
+    is_paper = any(result.recipe.partition("/")[0] in shows for result in results)
+    covered = coverage([run for run, _ in found])
+    diverged = diverged_note(results)
     begun = [each for name, each in covered.items() if each.found or (is_paper and name in shows)]
     data = {run.recipe.name: run.recipe.data for run in runs}
     grids = (grid_figure(values, name) for name in gridded)
@@ -108,7 +122,7 @@ def _report(found: Finished, compared: Sequence[ComparedTable]) -> Report:
             *paper_summary(compared, values),
             *(recipe_summary(groups, name, data[name]) for name in groups.classes),
         ),
-        notices=tuple(notices(begun)),
+        notices=(*notices(begun), *([diverged] if diverged else [])),
         paper=tuple(map(shown, compared)),
         figures=tuple(_with_partial_note(figure, covered) for figure in figures if figure is not None),
         missing=missing if missing.rows else None,

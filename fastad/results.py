@@ -20,7 +20,7 @@ from fastad.evaluate import METRICS
 from fastad.progress import say
 from fastad.recipe import Recipe, TrainSpec
 from fastad.run import Run, RunResult, find_runs, read_result
-from fastad.tables import distinct, group_runs, metric_over_classes, metric_over_seeds, tables
+from fastad.tables import distinct, diverged_note, group_runs, metric_over_classes, metric_over_seeds, tables
 
 # In a table that would be wider than this, intervals stand under their figures.
 TERMINAL_COLUMNS, PADDING = 80, 3
@@ -85,8 +85,11 @@ def _experiment(recipe: Recipe) -> Recipe:
 def results_table(results: Sequence[RunResult]) -> rich.table.Table:
     """AUROC of classes × objectives in %, with a mean row; of a single class, all metrics. It fits 80 columns."""
     shown = tables(group_runs(results))
+    if not shown:
+        raise FastadError(f"nothing to show: {diverged_note(results)} Lower optim.lr")
     first = shown[0]
     more = " Average precision and FPR at 95 % TPR: --json, or fastad report." if len(shown) > 1 else ""
+    more += f" {note}" if (note := diverged_note(results)) else ""
     if replaced := sum(result.counts.get("replaced", 0) for result in results):
         more += f" {replaced:,} training images of these runs could not be decoded and were replaced: replaced.json."
     lines = [

@@ -115,10 +115,29 @@ class Groups:
         return [group for key, group in self.runs.items() if (key[0], key[2]) == (recipe, objective)]
 
 
+def has_figures(result: RunResult) -> bool:
+    """Whether the model could be measured: the scores of one that diverged may not be finite."""
+    return math.isfinite(result.metrics["auroc"].value)
+
+
+def diverged_note(results: Iterable[RunResult]) -> str:
+    """How many models diverged, and how many of them have no figures; empty if none did."""
+    diverged = [result for result in results if result.diverged_at_epoch is not None or not has_figures(result)]
+    if not diverged:
+        return ""
+    first = diverged[0]
+    lost = sum(not has_figures(result) for result in diverged)
+    return (
+        f"{len(diverged):,} model{'s' * (len(diverged) > 1)} diverged and stayed as they were then, such as "
+        f"{first.recipe}, {first.class_name}, {first.objective}, seed {first.seed}; "
+        f"{lost:,} of them could not be measured and are left out."
+    )
+
+
 def group_runs(results: Iterable[RunResult]) -> Groups:
-    """The results by what is averaged."""
+    """The results that have figures, by what is averaged."""
     runs: dict[tuple[str, str, str], list[RunResult]] = {}
-    for result in results:
+    for result in filter(has_figures, results):
         runs.setdefault((result.recipe, result.class_name, result.objective), []).append(result)
     return Groups({key: sorted(group, key=lambda result: result.seed) for key, group in runs.items()})
 

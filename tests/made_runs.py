@@ -4,7 +4,9 @@ Use: `make_experiment(out, "cifar10-oe-size", classes=3, seeds=2)`.
 """
 
 import json
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from fastad.evaluate import STRIPS, Scores, write_scores
 from fastad.experiment import Experiment, Point, find_experiment, point_recipe
 from fastad.published import published
 from fastad.recipe import Recipe, dump, parse
-from fastad.run import Interval, Run, RunResult, open_run, write_result
+from fastad.run import Interval, Run, RunResult, locate, open_run, read_result, write_result
 
 RECIPE = {
     "name": "clothes",
@@ -95,6 +97,15 @@ def make_run(out: Path, recipe: Recipe, class_name: str, objective: str, seed: i
     return run
 
 
+def diverged(run: Run) -> Run:
+    """The run, its model diverged in the first epoch and not to be measured."""
+    result = read_result(run)
+    assert result is not None
+    nothing = dict.fromkeys(result.metrics, Interval(math.nan, math.nan, math.nan))
+    write_result(run, replace(result, metrics=nothing, diverged_at_epoch=0))
+    return run
+
+
 def make_clothes(out: Path) -> None:
     """The runs of `AUROC`: two classes, two objectives and two seeds of a recipe that is no named experiment."""
     for (class_name, objective), values in AUROC.items():
@@ -156,15 +167,10 @@ def make_experiment(
 
 def _write_bare(out: Path, recipe: Recipe, text: str, class_name: str, objective: str, seed: int, auroc: float) -> None:
     """As `open_run` and `write_result` do, without waiting for the disk each time: a sweep has thousands of runs."""
-    from fastad.run import run_folder
-
-    folder = run_folder(out, recipe.name, class_name, objective, seed)
+    folder = locate(out, recipe, class_name, objective, seed).folder
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "recipe.toml").write_text(text)
-    identity: Mapping[str, Any] = {"class": class_name, "objective": objective, "seed": seed}
-    (folder / "run.json").write_text(json.dumps(identity))
+    (folder / "run.json").write_text(json.dumps({"class": class_name, "objective": objective, "seed": seed}))
     result = make_result(class_name, objective, seed, auroc, recipe.name)
-    value = result.__class__.__dataclass_fields__.keys()
-    fields = {name: getattr(result, name) for name in value}
-    fields["metrics"] = {name: interval._asdict() for name, interval in result.metrics.items()}
-    (folder / "result.json").write_text(json.dumps(fields))
+    metrics = {name: interval._asdict() for name, interval in result.metrics.items()}
+    (folder / "result.json").write_text(json.dumps(asdict(result) | {"metrics": metrics}))

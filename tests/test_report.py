@@ -6,7 +6,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from made_runs import AWKWARD, RECIPE, make_clothes, make_experiment, make_run, published_auroc
+from made_runs import AWKWARD, RECIPE, diverged, make_clothes, make_experiment, make_run, published_auroc
 
 from fastad.errors import FastadError
 from fastad.evaluate import STRIPS
@@ -117,7 +117,7 @@ def test_in_markdown_a_bar_in_a_name_does_not_end_its_cell(tmp_path: Path) -> No
     assert "| a\\|b | 90.0 [88.0, 91.0] |" in text
 
 
-@pytest.mark.parametrize("name", ["scores", "examples", "log"])
+@pytest.mark.parametrize("name", ["scores", "examples"])
 def test_a_damaged_file_is_named_with_the_next_step(tmp_path: Path, name: str) -> None:
     run = make_run(tmp_path / "runs", parse(RECIPE), "Bag", "hsc", 1, 0.9)
     path: Path = getattr(run, name)
@@ -126,6 +126,24 @@ def test_a_damaged_file_is_named_with_the_next_step(tmp_path: Path, name: str) -
         write_report([tmp_path / "runs"], tmp_path / "report")
     assert "fastad train" in str(error.value)
     assert not list((tmp_path / "report").glob("*"))
+
+
+def test_a_cut_or_missing_log_leaves_a_gap_in_the_losses(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "runs", parse(RECIPE), "Bag", "hsc", 1, 0.9)
+    run.log.write_text(run.log.read_text()[:-5])
+    assert "Training loss" in write_report([tmp_path / "runs"], tmp_path / "report")[1].read_text()
+    run.log.unlink()
+    assert "Training loss" not in write_report([tmp_path / "runs"], tmp_path / "report")[1].read_text()
+
+
+def test_models_that_diverged_are_told_of_and_left_out(tmp_path: Path) -> None:
+    make_clothes(tmp_path / "runs")
+    lost = diverged(make_run(tmp_path / "runs", parse(RECIPE), "Bag", "hsc", 3, 0.9))
+    text = write_report([tmp_path / "runs"], tmp_path / "report")[0].read_text()
+    assert "1 model diverged" in text and "clothes, Bag, hsc, seed 3; 1 of them could not be measured" in text
+    assert "**85.0 ± 7.07**" in text and "nan" not in text
+    with pytest.raises(FastadError, match="nothing to report: 1 model diverged.*Lower optim.lr"):
+        write_report([lost.folder], tmp_path / "other")
 
 
 @pytest.fixture(scope="module")

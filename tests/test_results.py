@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from made_runs import AWKWARD, RECIPE, make_clothes, make_result, make_results, make_run
+from made_runs import AWKWARD, RECIPE, diverged, make_clothes, make_result, make_results, make_run
 from rich.console import Console
 
 from fastad.errors import FastadError
@@ -112,6 +112,17 @@ def test_json_of_a_single_seed_has_null_for_what_does_not_exist() -> None:
     nothing = {"std": None, "low": None, "high": None}
     assert found["over_seeds"][0]["metrics"]["auroc"] == {"mean": 0.9} | nothing
     assert found["over_classes"][0]["metrics"]["auroc"] == {"mean": 0.9, "spread": 0} | nothing
+
+
+def test_a_model_that_diverged_is_told_of_and_left_out(tmp_path: Path) -> None:
+    make_clothes(tmp_path)
+    lost = diverged(make_run(tmp_path, parse(RECIPE), "Bag", "hsc", 3, 0.9))
+    results = finished_results([tmp_path])
+    text = shown(results)
+    assert row(text, "Bag").startswith("Bag 85.0 ± 7.07") and "1 model diverged" in " ".join(text.split())
+    assert json.loads(json.dumps(results_json(results), allow_nan=False))["over_seeds"][0]["seeds"] == [1, 2]
+    with pytest.raises(FastadError, match="nothing to show: 1 model diverged"):
+        results_table(finished_results([lost.folder]))
 
 
 def identity(result: RunResult) -> tuple[str, str, int]:
