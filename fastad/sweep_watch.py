@@ -16,7 +16,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from fastad.progress import PLAIN_LINE_EVERY_S, console, say
+from fastad.progress import PLAIN_LINE_EVERY_S, console, duration, say
 from fastad.sweep_queue import Group
 
 # Of a run's log, enough to hold its last line.
@@ -129,13 +129,6 @@ class Watch:
                     line = json.loads(file.read().splitlines()[-1])
                 return Pace(line["epoch"] + 1, line["images_per_s"], line["stall_share"])
         return None
-
-
-def duration(seconds: float) -> str:
-    """Seconds as people say them."""
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 class Screen:
