@@ -13,10 +13,11 @@ from statistics import median
 from fastad.experiment import Experiment, experiment_names, find_experiment
 from fastad.listing import find_converter
 from fastad.manifest import MANIFEST, open_set
+from fastad.progress import duration
 from fastad.recipe import Recipe
 from fastad.sweep import Room, folder_of, groups_of, known_classes, layout, missing_sets, recipes_of
 from fastad.sweep_queue import Group
-from fastad.sweep_watch import Measured, Watch, duration
+from fastad.sweep_watch import Measured, Watch
 
 # Milliseconds for a step of one objective on an H100 where no group has been measured on one: what `fastad bench step`
 # is to reach there, not what it has reached. The MNIST LeNet is smaller than CIFAR-10's and taken as that.

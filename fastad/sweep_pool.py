@@ -14,12 +14,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing import connection, resource_tracker
-from multiprocessing.context import SpawnProcess
+from multiprocessing.process import BaseProcess
 from typing import Any, NamedTuple, Protocol
 
 from fastad.sweep_presence import driver_name
 from fastad.sweep_worker import Work, printing_to, work_on
-from fastad.workers import ray_cluster
+from fastad.workers import import_ahead, ray_cluster, signals_blocked
 
 
 class Ended(NamedTuple):
@@ -89,8 +89,11 @@ class _Processes:
     def __init__(self, work: Work, slots: Sequence[Slot]) -> None:
         self._work = work
         self._slots = slots
-        self._context = multiprocessing.get_context("spawn")
-        self._alive: dict[str, tuple[SpawnProcess, connection.Connection]] = {}
+        # On the CPU, workers are copies of a process that has imported everything once; CUDA would not outlive a fork.
+        self._context: Any = multiprocessing.get_context("spawn" if work.device == "cuda" else "forkserver")
+        if work.device == "cpu":
+            import_ahead([work_on.__module__])
+        self._alive: dict[str, tuple[BaseProcess, connection.Connection]] = {}
 
     @property
     def names(self) -> Sequence[str]:
@@ -103,16 +106,11 @@ class _Processes:
 
     def _start(self, slot: Slot) -> None:
         listens, lifeline = self._context.Pipe(duplex=False)
-        process = self._context.Process(target=_work_in_process, args=(self._work, slot.name, listens))
+        process = self._context.Process(target=_work_in_process, args=(self._work, slot, listens))
         # Starting this process of Python's own, with the first worker, would undo the mask.
         resource_tracker.ensure_running()
-        # Workers inherit the mask: signals to the whole process group are the driver's to answer.
-        signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
-        try:
-            with _environment(slot.environment):
-                process.start()
-        finally:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT, signal.SIGTERM))
+        with signals_blocked(), _environment(slot.environment):
+            process.start()
         listens.close()
         self._alive[slot.name] = process, lifeline
 
@@ -160,12 +158,13 @@ def _environment(values: Mapping[str, str]) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _work_in_process(work: Work, name: str, lifeline: connection.Connection) -> None:
+def _work_in_process(work: Work, slot: Slot, lifeline: connection.Connection) -> None:
+    os.environ.update(slot.environment)
     stopping = threading.Event()
     threading.Thread(target=_listen, args=(lifeline, stopping), daemon=True).start()
-    with printing_to(work.log(name)):
+    with printing_to(work.log(slot.name)):
         try:
-            work_on(work, name, stopping)
+            work_on(work, slot.name, stopping)
         except BaseException:
             traceback.print_exc()
             raise SystemExit(1) from None

@@ -24,7 +24,7 @@ from typing import Self
 
 from fastad.files import write_text
 from fastad.recipe import Recipe
-from fastad.run import locate, slug
+from fastad.run import Run, locate, slug
 
 # After so many failures a group is left aside.
 FAILURES = 3
@@ -57,16 +57,13 @@ class Group:
         """The name for those who know the experiment."""
         return " ".join(filter(None, (self.point, self.class_name, f"seed {self.seed}")))
 
-    def folders(self, out: Path) -> list[Path]:
-        """Where its runs live."""
-        return [
-            locate(out, self.recipe, self.class_name, objective, self.seed).folder
-            for objective in self.recipe.objectives
-        ]
+    def runs(self, out: Path) -> list[Run]:
+        """Its trainings, and where they live."""
+        return [locate(out, self.recipe, self.class_name, objective, self.seed) for objective in self.recipe.objectives]
 
     def is_finished(self, out: Path) -> bool:
         """Whether all of them have their results."""
-        return all((folder / "result.json").is_file() for folder in self.folders(out))
+        return all(run.result.is_file() for run in self.runs(out))
 
 
 class Queue:

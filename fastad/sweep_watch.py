@@ -16,11 +16,9 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from fastad.progress import PLAIN_LINE_EVERY_S, console, say
+from fastad.log import read_log
+from fastad.progress import PLAIN_LINE_EVERY_S, console, duration, say
 from fastad.sweep_queue import Group
-
-# Of a run's log, enough to hold its last line.
-LAST_LINE_BYTES = 1_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,20 +120,9 @@ class Watch:
         group = self.doing.get(worker)
         if group is None:
             return None
-        for folder in group.folders(self._out):
-            with suppress(OSError, IndexError, ValueError, KeyError):
-                with open(folder / "log.jsonl", "rb") as file:
-                    file.seek(max(0, file.seek(0, 2) - LAST_LINE_BYTES))
-                    line = json.loads(file.read().splitlines()[-1])
-                return Pace(line["epoch"] + 1, line["images_per_s"], line["stall_share"])
-        return None
-
-
-def duration(seconds: float) -> str:
-    """Seconds as people say them."""
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+        lines = (lines for run in group.runs(self._out) if (lines := read_log(run)))
+        line = next(lines, [None])[-1]
+        return None if line is None else Pace(line["epoch"] + 1, line["images_per_s"], line["stall_share"])
 
 
 class Screen:

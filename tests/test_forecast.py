@@ -30,9 +30,9 @@ def test_a_forecast_counts_what_is_done_and_reckons_with_what_was_measured(
     assert "estimate: none, no group of this experiment has been measured" in forecast_text(before)
 
     group = groups_of(experiment, home)[0]
-    for folder in group.folders(out):
-        folder.mkdir(parents=True)
-        (folder / "result.json").write_text("{}")
+    for run in group.runs(out):
+        run.folder.mkdir(parents=True)
+        run.result.write_text("{}")
     done = {"event": "done", "group": group.name, "seconds": 30.0, "train_s": 1.0, "trainings": 2, "steps": 10}
     tell(folder_of(experiment, out), "w", {"event": "ready", "device": "cpu"}, done)
     found = forecast(experiment, shards=home, out=out, room=Room("cpu", workers=2))

@@ -1,5 +1,6 @@
 """Sweeps: the same results on any workers, nothing lost and nothing done twice whoever dies, failures left aside."""
 
+import io
 import json
 import os
 import random
@@ -16,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 
 from fastad import sweep as sweep_module
 from fastad import sweep_worker
@@ -132,9 +134,11 @@ def test_ctrl_c_leaves_what_the_same_command_continues(toml: Path, recipe: Recip
     assert_same_scores(scores(tmp_path / "stopped"), trained_one_by_one(experiment, home, tmp_path / "alone"))
 
 
-def children(process: subprocess.Popen[str]) -> set[int]:
-    path = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-    return {int(number) for number in path.read_text().split()}
+def alive(out: Path) -> list[int]:
+    """The workers that have got ready and live."""
+    pids = [int(str(told["pid"])) for told in events(out) if told["event"] == "ready"]
+    states = {pid: Path(f"/proc/{pid}/stat") for pid in pids}
+    return sorted(pid for pid, path in states.items() if path.is_file() and path.read_text().split()[2] != "Z")
 
 
 def test_ten_kills_at_random_moments_lose_nothing_and_do_nothing_twice(
@@ -150,18 +154,16 @@ def test_ten_kills_at_random_moments_lose_nothing_and_do_nothing_twice(
     # Six workers, one at a time while others work, then the driver, three workers more.
     for kill in range(10):
         wait_for(out, "start", 1 + kill + sum(told["event"] == "done" for told in events(out)) // 2, process)
-        time.sleep(rng.uniform(0, 0.3))
+        time.sleep(rng.uniform(0, 1.5))
         if kill == 6:
             process.kill()
             process.communicate(timeout=20)
             process = start(toml, home, out, "--workers", "2")
             continue
-        alive = children(process) & {told["pid"] for told in events(out) if told["event"] == "ready"}
-        while not alive:
+        while not (pids := alive(out)):
             assert process.poll() is None, process.communicate(timeout=10)
-            time.sleep(0.05)
-            alive = children(process) & {told["pid"] for told in events(out) if told["event"] == "ready"}
-        os.kill(rng.choice(sorted(alive)), signal.SIGKILL)  # type: ignore[arg-type]
+            time.sleep(0.01)
+        os.kill(rng.choice(pids), signal.SIGKILL)
     _, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
     done = Counter(told["group"] for told in events(out) if told["event"] == "done")
@@ -223,6 +225,27 @@ def test_another_error_than_a_user_s_is_noted_and_ends_the_worker(
     (path,) = (tmp_path / "tiny" / ".sweep" / "failed").iterdir()
     assert path.read_text().startswith("RuntimeError: CUDA error: an illegal memory access\n")
     assert [each["event"] for each in events(tmp_path)] == ["ready", "start", "failed"]
+
+
+def test_drivers_that_share_a_folder_share_the_work(recipe: Recipe, home: Path, tmp_path: Path) -> None:
+    longer = replace(recipe, optim=replace(recipe.optim, epochs=40))
+    toml, out = written(tmp_path / "shared", longer, *LINES), tmp_path / "out"
+    drivers = [start(toml, home, out, "--workers", "1") for _ in range(2)]
+    for driver in drivers:
+        _, err = driver.communicate(timeout=300)
+        assert driver.returncode == 0, err
+    done = Counter(told["group"] for told in events(out) if told["event"] == "done")
+    assert (len(done), max(done.values())) == (8, 1)
+    assert not list((out / "tiny" / ".sweep" / "drivers").iterdir())
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA GPUs")
+def test_results_do_not_depend_on_the_gpu(toml: Path, home: Path, tmp_path: Path) -> None:
+    experiment, exact = find_experiment(str(toml)), ["train.deterministic=true"]
+    for gpus in (1, 2):
+        sweep(experiment, shards=home, out=tmp_path / str(gpus), changes=exact, room=Room("cuda", gpus=gpus))
+    assert_same_scores(scores(tmp_path / "1"), scores(tmp_path / "2"))
 
 
 class FakePool:
@@ -340,10 +363,10 @@ def test_the_screen_tells_what_is_done_how_fast_and_what_is_left(
         {"at": now, "event": "start", "group": groups[2].name},
     ]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"at": 1, "ev')
-    run = groups[2].folders(tmp_path)[0]
-    run.mkdir(parents=True)
+    run = groups[2].runs(tmp_path)[0]
+    run.folder.mkdir(parents=True)
     line = {"epoch": 2, "images_per_s": 1234.5, "stall_share": 0.031}
-    (run / "log.jsonl").write_text(json.dumps(line) + "\n")
+    run.log.write_text(json.dumps(line) + "\n")
     watch.began = time.time() - 10
     watch.read()
     with Screen(watch) as screen:
@@ -354,6 +377,10 @@ def test_the_screen_tells_what_is_done_how_fast_and_what_is_left(
     assert "tiny: 1 of 8 groups done, 1 running, 1 failed, 7" in shown
     assert "70 s left; images/s: 1,234; waiting: 3.1 %" in shown
     assert [(each.group, each.seconds, each.steps) for each in watch.measured] == [(groups[0], 2.0, 10)]
+    table = Console(width=150, file=io.StringIO(), record=True)
+    table.print(screen._table(["n.1.0", "n.1.1"], ""))
+    rows = [line.replace("│", " ").split() for line in table.export_text().splitlines() if "n.1." in line]
+    assert rows == [["n.1.0", *groups[2].label.split(), "3/5", "1,234", "3.1", "%"], ["n.1.1", "starting"]]
 
 
 def test_a_sweep_stopped_before_it_begins_raises(toml: Path, home: Path, tmp_path: Path) -> None:

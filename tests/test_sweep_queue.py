@@ -28,9 +28,9 @@ def groups(recipe: Recipe) -> list[Group]:
 
 
 def finish(group: Group, out: Path) -> None:
-    for folder in group.folders(out):
-        folder.mkdir(parents=True)
-        (folder / "result.json").write_text("{}")
+    for run in group.runs(out):
+        run.folder.mkdir(parents=True)
+        run.result.write_text("{}")
 
 
 def test_a_claim_holds_for_other_processes_until_its_process_is_dead(groups: list[Group], tmp_path: Path) -> None:
@@ -56,8 +56,9 @@ def test_a_claim_holds_for_other_processes_until_its_process_is_dead(groups: lis
 def test_a_group_is_finished_when_all_its_results_are_there(groups: list[Group], tmp_path: Path) -> None:
     with Queue(groups, tmp_path, tmp_path / ".sweep") as queue:
         finish(groups[0], tmp_path)
-        (groups[1].folders(tmp_path)[0]).mkdir(parents=True)
-        (groups[1].folders(tmp_path)[0] / "result.json").write_text("{}")
+        run = groups[1].runs(tmp_path)[0]
+        run.folder.mkdir(parents=True)
+        run.result.write_text("{}")
         assert queue.due() == groups[1:]
         assert queue.take() == groups[1]
         finish(groups[2], tmp_path)
@@ -88,5 +89,5 @@ def test_names_tell_point_class_and_seed(recipe: Recipe, tmp_path: Path) -> None
         "oe_size=64",
         "oe_size=64 low/mid seed 3",
     )
-    assert group.folders(tmp_path)[1] == tmp_path / "sizes" / "oe_size=64" / "low-mid" / "bce" / "seed3"
+    assert group.runs(tmp_path)[1].folder == tmp_path / "sizes" / "oe_size=64" / "low-mid" / "bce" / "seed3"
     assert group.file_name == "sizes-oe_size=64--low-mid--seed3"
