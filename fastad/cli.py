@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fastad import __version__
+from fastad.cli_sweep import bench_sweep, sweep
 from fastad.errors import FastadError, Interrupted, raise_on_signals
+from fastad.options import DeviceOption, JsonOption, OutOption, SeedOption, SetArgument, SetOption, ShardsOption
 
 if TYPE_CHECKING:
     from fastad.run import RunResult
@@ -25,17 +27,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Deep image anomaly detection with outlier exposure: raw images → shards → a trained detector → its AUROC.",
 )
-
-ShardsOption = Annotated[
-    str | None,
-    typer.Option("--shards", help="Shard home, or its address [default: $FASTAD_SHARDS or ./shards]"),
-]
-OutOption = Annotated[Path, typer.Option("--out", help="Folder for the runs")]
-SetOption = Annotated[list[str] | None, typer.Option("--set", help="Change a recipe field: key=value (repeatable)")]
-DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu or cuda")]
-JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object on standard output")]
-SetArgument = Annotated[str, typer.Argument(metavar="SET_DIR", help="A shard set, or its address")]
-SeedOption = Annotated[list[int] | None, typer.Option("--seed", help="Seed (repeatable) [default: 1]")]
 
 
 def _version(asked: bool) -> None:
@@ -245,19 +236,22 @@ def train(
             _print_results(results, as_json)
 
 
+app.command()(sweep)
+
+
 @app.command("eval")
 def evaluate(
     folders: Annotated[list[Path], typer.Argument(metavar="RUN_DIR...", help="Run folders, or folders of runs")],
     as_json: JsonOption = False,
 ) -> None:
     """Show the metrics of finished runs with their intervals, one by one and over seeds."""
-    from fastad.report import finished_results
+    from fastad.results import finished_results
 
     _print_results(finished_results(folders), as_json)
 
 
 def _print_results(results: Sequence["RunResult"], as_json: bool) -> None:
-    from fastad.report import results_json, results_table
+    from fastad.results import results_json, results_table
 
     if as_json:
         print(json.dumps(results_json(results)))
@@ -270,9 +264,9 @@ def _print_results(results: Sequence["RunResult"], as_json: bool) -> None:
 @app.command()
 def report(
     folders: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Run folders, or folders of runs")],
-    out: Annotated[Path, typer.Option("--out", help="Folder for report.md and report.html")] = Path("report"),
+    out: Annotated[Path, typer.Option("--out", help="Folder for the report's files")] = Path("report"),
 ) -> None:
-    """Write a report of finished runs: report.md and one self-contained report.html."""
+    """Write a report of finished runs: report.md, one self-contained report.html, the paper's tables and figures."""
     from fastad.report import write_report
 
     for path in write_report(folders, out):
@@ -365,6 +359,9 @@ def bench_shard(
     from fastad.bench_shard import measure_shard
 
     _print_figures(measure_shard(workers, repeats), as_json)
+
+
+bench.command("sweep")(bench_sweep)
 
 
 def _bench(

@@ -199,11 +199,22 @@ def _initialise_resnet(body: nn.Module) -> None:
 
 def toy(shape_hwc: tuple[int, int, int]) -> nn.Module:
     """The network of the paper's Figure 1, for points of the plane, as images of one row and two columns: fully
-    connected 2 → 256 → 128, each value of the representation between 0 and 1."""
+    connected 2 → 256 → 128, each value of the representation a sigmoid less ½, between −½ and ½.
+
+    The centre of a hypersphere is 0. At the sigmoid's own 0, which lies in the infinite, no region is compact: HSC then
+    called as much of the far plane nominal as BCE did (README, Development).
+    """
     _check_shape("toy", shape_hwc, (1, 2, 1))
     return nn.Sequential(
-        nn.Flatten(), nn.Linear(2, 256), nn.BatchNorm1d(256), nn.ELU(), nn.Linear(256, 128), nn.Sigmoid()
+        nn.Flatten(), nn.Linear(2, 256), nn.BatchNorm1d(256), nn.ELU(), nn.Linear(256, 128), _CentredSigmoid()
     )
+
+
+class _CentredSigmoid(nn.Module):
+    """A sigmoid less ½."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.sigmoid(x) - 0.5
 
 
 NETWORKS = {

@@ -117,35 +117,46 @@ class RunResult:
 
 
 def slug(name: str) -> str:
-    """A name as it stands in paths: what is not a letter, digit, dot, underscore or hyphen becomes a hyphen."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", name)
+    """A name as it stands in paths: what is not a letter, digit or one of `._=,-` becomes a hyphen."""
+    return re.sub(r"[^A-Za-z0-9._=,-]+", "-", name)
 
 
 def locate(out: Path, recipe: Recipe, class_name: str, objective: str, seed: int) -> Run:
-    """The run in the folder that is its own; nothing is read or written."""
-    folder = out / slug(recipe.name) / slug(class_name) / slug(objective) / f"seed{seed}"
+    """The run in the folder that is its own; nothing is read or written.
+
+    A recipe's name may have parts, as `fastad.experiment` gives them, "cifar10-oe-size/oe_size=64"; each is a folder.
+    """
+    folder = out.joinpath(*map(slug, recipe.name.split("/")), slug(class_name), slug(objective), f"seed{seed}")
     return Run(folder, recipe, class_name, objective, seed)
 
 
 def open_run(out: Path, recipe: Recipe, class_name: str, objective: str, seed: int) -> Run:
     """The run in its folder, new or as it was left; raises `FastadError` if another recipe's run stands there."""
     run = locate(out, recipe, class_name, objective, seed)
-    folder = run.folder
-    path, identity = folder / "recipe.toml", {"class": class_name, "objective": objective, "seed": seed}
+    folder, identity = run.folder, {"class": class_name, "objective": objective, "seed": seed}
     if not (folder / "run.json").is_file():
-        write_text(path, dump(recipe))
+        write_text(folder / "recipe.toml", dump(recipe))
         write_json(folder / "run.json", identity)
         return run
     if (other := json.loads((folder / "run.json").read_bytes())) != identity:
         raise FastadError(f"{folder} holds the run of {other['class']} {other['objective']}: choose another --out")
+    check_recipe(folder / "recipe.toml", recipe)
+    return run
+
+
+def check_recipe(path: Path, recipe: Recipe) -> None:
+    """Raises `FastadError` if another recipe stands in the file; writes this one if there is none."""
+    if not path.is_file():
+        write_text(path, dump(recipe))
+        return
     found = load(str(path))
     if _defining(found) != _defining(recipe):
         there, asked = dump(_defining(found)).splitlines(), dump(_defining(recipe)).splitlines()
         changed = [line for line in there if line not in asked] or ["a key less"]
         raise FastadError(
-            f"{folder} holds a run of another recipe ({changed[0].strip()} there): choose another --out or remove it"
+            f"{path.parent} holds a run of another recipe ({changed[0].strip()} there): "
+            "choose another --out or remove it"
         )
-    return run
 
 
 def _defining(recipe: Recipe) -> Recipe:
@@ -158,16 +169,18 @@ def _defining(recipe: Recipe) -> Recipe:
 def find_runs(folders: Iterable[Path]) -> list[Run]:
     """Every run in the folders or below them, finished or not; raises `FastadError` if one of the folders holds none.
 
-    In the order of recipe, class (numbers as numbers), objective (as in the table of objectives) and seed.
+    In the order of recipe and class (numbers in them as numbers), objective (as in the table of objectives) and seed.
     """
     runs = {}
+    recipes: dict[bytes, Recipe] = {}  # thousands of runs share one, and parsing takes milliseconds
     for folder in folders:
         found = sorted(folder.glob("**/run.json")) if folder.is_dir() else []
         if not found:
             raise FastadError(f"no run in {folder}: give a folder that fastad train wrote")
         for path in found:
             identity = json.loads(path.read_bytes())
-            recipe = load(str(path.parent / "recipe.toml"))
+            text = path.with_name("recipe.toml").read_bytes()
+            recipe = recipes.get(text) or recipes.setdefault(text, load(str(path.with_name("recipe.toml"))))
             runs[path.parent.resolve()] = Run(
                 path.parent, recipe, identity["class"], identity["objective"], identity["seed"]
             )
@@ -175,9 +188,13 @@ def find_runs(folders: Iterable[Path]) -> list[Run]:
 
 
 def _place(run: Run) -> tuple[object, ...]:
-    parts = [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", run.class_name)]
     objective = list(OBJECTIVES).index(run.objective.partition(":")[0])
-    return run.recipe.name, parts, objective, run.objective, run.seed
+    return natural(run.recipe.name), natural(run.class_name), objective, run.objective, run.seed
+
+
+def natural(text: str) -> list[tuple[int, str]]:
+    """What sorts texts with the numbers in them as numbers."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", text)]
 
 
 def write_result(run: Run, result: RunResult) -> None:

@@ -41,7 +41,7 @@ def import_ahead(modules: Sequence[str]) -> None:
     threads = os.environ.get("OMP_NUM_THREADS")
     os.environ["OMP_NUM_THREADS"] = "1"
     try:
-        with _signals_blocked():
+        with signals_blocked():
             forkserver.ensure_running()
     finally:
         if threads is None:
@@ -51,7 +51,7 @@ def import_ahead(modules: Sequence[str]) -> None:
 
 
 @contextmanager
-def _signals_blocked() -> Iterator[None]:
+def signals_blocked() -> Iterator[None]:
     """Processes started in it inherit the mask: signals to the whole process group are this process's to answer."""
     signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
     try:
