@@ -28,7 +28,8 @@ from torchvision.transforms import v2
 from fastad import shard
 from fastad.augment import AugmentSpec
 from fastad.bench import ENDLESS_EPOCHS, WARM_UP_BATCHES, plain_transforms, rate
-from fastad.dali import Faults, LoaderSpec
+from fastad.dali import Decoding, LoaderSpec
+from fastad.faults import Faults, Origin
 from fastad.listing import Converter
 from fastad.manifest import Manifest, Sample, open_set
 from fastad.pipeline import Source, train_batches
@@ -173,7 +174,12 @@ def _batches(case: Case, manifest: Manifest, device: torch.device) -> Generator[
     rows = np.arange(len(manifest.key))
     plan = Plan((Stream("nominal", rows[::2], BATCH), Stream("oe", rows[1::2], BATCH)), 1, ENDLESS_EPOCHS)
     sources = [
-        Source(reader, hold(reader, stream.rows, case.spec, device, LoaderSpec(), Faults()) if case.resident else None)
+        Source(
+            reader,
+            hold(Origin(reader, Faults()), stream.rows, Decoding(case.spec, device, LoaderSpec()))
+            if case.resident
+            else None,
+        )
         for stream in plan.streams
     ]
     with closing(train_batches(plan, sources, case.spec, device)) as batches:

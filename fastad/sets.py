@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from fastad.dali import Faults
+from fastad.dali import Decoding
 from fastad.errors import FastadError
+from fastad.faults import Faults, Origin
 from fastad.manifest import Manifest, open_set
 from fastad.pipeline import Source, out_hw
 from fastad.plan import Plan, Stream
@@ -183,7 +184,7 @@ def _source(
         )
     if choice == "off" or not fits or (choice == "auto" and not small and reads < 2 * len(rows)):
         return Source(reader, faults=faults)
-    source = Source(reader, hold(reader, rows, recipe.augment, device, recipe.loader, faults), faults)
+    source = Source(reader, hold(Origin(reader, faults), rows, Decoding(recipe.augment, device, recipe.loader)), faults)
     sets.held[role] = key, source
     return source
 

@@ -10,8 +10,8 @@ import fastad
 ORDER = (
     *("__init__", "errors", "seeds", "files", "progress", "remote", "workers", "tar", "encode", "card", "manifest"),
     *("stage", "listing", "in_place", "write", "shard", "reader", "verify", "synsets", "view", "inspect", "plan"),
-    *("augment", "feed", "pixels", "ahead", "dali", "resident", "pipeline", "networks", "objectives", "recipe"),
-    *("ranks", "sets", "batch_picture", "run", "tune", "group", "verdict", "evaluate", "train"),
+    *("augment", "feed", "pixels", "ahead", "faults", "dali", "resident", "pipeline", "networks"),
+    *("objectives", "recipe", "ranks", "sets", "batch_picture", "run", "tune", "group", "verdict", "evaluate", "train"),
     *("tables", "figures", "page", "report", "quickstart", "bench", "bench_loader", "bench_shard", "cli", "__main__"),
 )
 LIGHT = {"manifest", "stage", "synsets", "view", "plan", "augment", "reader", "shard", "verify", "inspect"}

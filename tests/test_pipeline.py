@@ -16,9 +16,10 @@ from torchvision.transforms import v2
 
 from fastad import shard
 from fastad.augment import AugmentSpec, draw
-from fastad.dali import Faults, LoaderSpec
+from fastad.dali import Decoding, LoaderSpec
 from fastad.encode import Encoding
 from fastad.errors import FastadError
+from fastad.faults import Faults, Origin
 from fastad.listing import Converter
 from fastad.manifest import Manifest, Sample
 from fastad.pipeline import Batch, Source, evaluation_batches, out_hw, train_batches
@@ -44,7 +45,7 @@ def by_dali(plan: Plan, readers: list[ShardReader], spec: AugmentSpec) -> list[S
 
 def resident(plan: Plan, readers: list[ShardReader], spec: AugmentSpec) -> list[Source]:
     return [
-        Source(reader, hold(reader, stream.rows, spec, CPU, LoaderSpec(), Faults()))
+        Source(reader, hold(Origin(reader, Faults()), stream.rows, Decoding(spec, CPU, LoaderSpec())))
         for stream, reader in zip(plan.streams, readers, strict=True)
     ]
 
@@ -201,7 +202,7 @@ def test_evaluation_keeps_order_and_drops_nothing(executor: str, blobs: Manifest
     target = (np.arange(60) % 2).astype(np.float32)
     spec = replace(WHOLE, mean=(0.5,), std=(1.0,))
     reader = ShardReader(blobs)
-    held = hold(reader, rows, spec, CPU, LoaderSpec(), Faults()) if executor == "resident" else None
+    held = hold(Origin(reader, Faults()), rows, Decoding(spec, CPU, LoaderSpec())) if executor == "resident" else None
     batches = list(evaluation_batches(Source(reader, held), rows, target, spec, CPU, size=25))
     assert [len(batch.row) for batch in batches] == [25, 25, 10]
     np.testing.assert_array_equal(np.concatenate([batch.row for batch in batches]), rows)
@@ -252,7 +253,7 @@ def test_crops_of_jpegs_are_those_of_the_reference(spec: AugmentSpec, executor: 
 def test_resizing_and_the_central_crop_are_torchvisions_but_for_a_level(executor: str, photos: Manifest) -> None:
     spec, rows = AugmentSpec(resize_px=56, crop_px=48), np.arange(60)
     reader = ShardReader(photos)
-    held = hold(reader, rows, spec, CPU, LoaderSpec(), Faults()) if executor == "resident" else None
+    held = hold(Origin(reader, Faults()), rows, Decoding(spec, CPU, LoaderSpec())) if executor == "resident" else None
     found = torch.cat(
         [
             batch.images.clone()
@@ -300,7 +301,9 @@ def test_arrays_of_several_sizes_are_cropped_too(tmp_path: Path) -> None:
 def test_the_gpu_gives_the_cpus_pixels(executor: str, blobs: Manifest, extras: Manifest) -> None:
     plan, readers, gpu = make_plan(extras), [ShardReader(blobs), ShardReader(extras)], torch.device("cuda")
     held = [
-        hold(reader, stream.rows, WHOLE, gpu, LoaderSpec(), Faults()) if executor == "resident" else None
+        hold(Origin(reader, Faults()), stream.rows, Decoding(WHOLE, gpu, LoaderSpec()))
+        if executor == "resident"
+        else None
         for stream, reader in zip(plan.streams, readers, strict=True)
     ]
     sources = [Source(reader, each) for reader, each in zip(readers, held, strict=True)]
