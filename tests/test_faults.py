@@ -223,6 +223,19 @@ def test_known_faults_cost_no_second_pipeline(damaged: Manifest, monkeypatch: py
     assert len(made) == 1
 
 
+def test_the_headers_of_a_row_are_walked_once(damaged: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:
+    from fastad import faults
+
+    walked: list[int] = []
+    has_headers = faults._has_headers
+    monkeypatch.setattr(faults, "_has_headers", lambda source: walked.append(len(source)) or has_headers(source))
+    plan = make_plan(damaged, epochs=12)
+    sources = sources_of(plan, damaged, "dali")
+    batches_of(plan, sources)
+    assert 0 < len(walked) <= sum(len(stream.rows) for stream in plan.streams) < plan.steps * plan.batch_size
+    assert not any(source.faults.checked[row_of(damaged, index)] for source in sources for index in BAD)
+
+
 @pytest.mark.parametrize("executor", ["dali", "resident"])
 def test_a_stream_in_which_all_images_are_bad_stops(executor: str, tmp_path: Path) -> None:
     manifest = make_set(tmp_path, "hopeless", dict.fromkeys(range(8), half), count=8)

@@ -183,6 +183,39 @@ def test_both_executors_give_the_same_bits(blobs: Manifest, extras: Manifest) ->
         assert torch.equal(one.images, other.images)
 
 
+@pytest.mark.parametrize("streamed", [(0,), (1,), (0, 2), (0, 1, 2)])
+def test_streams_of_several_kinds_and_executors_make_the_same_batches(
+    streamed: tuple[int, ...], blobs: Manifest, extras: Manifest
+) -> None:
+    streams = (*make_plan(extras).streams, Stream("oe-2", np.arange(60, 120), 4, "cyclic"))
+    plan, readers = Plan(streams, seed=5, epochs=1), [ShardReader(manifest) for manifest in (blobs, extras, blobs)]
+    one, other = by_dali(plan, readers, WHOLE), resident(plan, readers, WHOLE)
+    mixed = [(one if number in streamed else other)[number] for number in range(3)]
+    for found, expected in zip(
+        train_batches(plan, mixed, WHOLE, CPU), train_batches(plan, other, WHOLE, CPU), strict=True
+    ):
+        np.testing.assert_array_equal(found.row, expected.row)
+        assert torch.equal(found.images, expected.images)
+
+
+def test_photographs_and_arrays_are_streamed_side_by_side(photos: Manifest, tmp_path: Path) -> None:
+    """They share no pipeline, and each has the crops that it has alone."""
+    squares = [load_sample_images().images[0][top : top + 32, :32] for top in range(64)]
+    samples = [
+        Sample(f"{number:02d}", np.ascontiguousarray(each), None, "train") for number, each in enumerate(squares)
+    ]
+    arrays = shard.convert_with(Converter("arrays", lambda: iter(samples), "tests", "CC0", None, ""), None, tmp_path)
+    assert arrays is not None
+    spec = AugmentSpec(crop_px=24, flip_probability=0.5)
+    streams = [Stream(name, np.arange(len(each.key)), 8) for name, each in (("nominal", photos), ("oe", arrays))]
+    together = run(Plan(tuple(streams), 5, 1), [photos, arrays], spec)
+    for place, (stream, manifest) in enumerate(zip(streams, (photos, arrays), strict=True)):
+        alone = run(Plan((stream,), 5, 1), [manifest], spec)
+        for both, apart in zip(together, alone, strict=False):
+            np.testing.assert_array_equal(both.row[8 * place :][:8], apart.row)
+            assert torch.equal(both.images[8 * place :][:8], apart.images)
+
+
 def test_without_oe_batches_are_nominal_only(blobs: Manifest) -> None:
     batches = run(make_plan(None), [blobs], AugmentSpec())
     assert {len(batch.row) for batch in batches} == {16}
