@@ -132,16 +132,17 @@ class _PlainImages(Dataset[torch.Tensor]):
         return self.transform(self.images[index])
 
 
-def plain_transforms(spec: AugmentSpec, size_px: int, oe: bool) -> list[Any]:
-    """The augmentation as a list of torchvision transforms of uint8 images; those that it does not ask for are left
-    out. What moves pixels comes first, so that no more of them than needed are changed."""
-    transforms: list[Any] = [v2.Resize(spec.resize_px)] if spec.resize_px else []
-    if spec.crop_padding_px > 0 or spec.crop_px > 0:
-        transforms.append(v2.RandomCrop(size_px, padding=spec.crop_padding_px or None))
+def plain_transforms(spec: AugmentSpec, size_px: int, oe: bool, *, crop_first: bool = False) -> list[Any]:
+    """The augmentation as a list of torchvision transforms of uint8 images, in the paper's order; those that it does
+    not ask for are left out. `crop_first`: no more pixels are changed than are needed."""
+    moves: list[Any] = []
     if spec.flip_probability > 0:
-        transforms.append(v2.RandomHorizontalFlip(spec.flip_probability))
-    if spec.jitters:
-        transforms.append(v2.ColorJitter(spec.brightness, spec.contrast, spec.saturation, spec.hue_turns))
+        moves.append(v2.RandomHorizontalFlip(spec.flip_probability))
+    if spec.crop_padding_px > 0 or spec.crop_px > 0:
+        moves.append(v2.RandomCrop(size_px, padding=spec.crop_padding_px or None))
+    jitter = [v2.ColorJitter(spec.brightness, spec.contrast, spec.saturation, spec.hue_turns)] if spec.jitters else []
+    resize = [v2.Resize(spec.resize_px)] if spec.resize_px else []
+    transforms: list[Any] = [*resize, *((*moves[::-1], *jitter) if crop_first else (*jitter, *moves))]
     if oe and spec.oe_blur_sigma_px > 0:
         window = 2 * int(np.ceil(3 * spec.oe_blur_sigma_px)) + 1
         transforms.append(v2.GaussianBlur(window, spec.oe_blur_sigma_px))

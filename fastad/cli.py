@@ -300,6 +300,9 @@ def bench_loader(
         str | None, typer.Argument(help="A recipe's sets in place of the benchmark's own, which it makes")
     ] = None,
     repeats: RepeatsOption = 5,
+    case: Annotated[
+        list[str] | None, typer.Option(help="Of the benchmark's own, only these (repeatable) [default: all]")
+    ] = None,
     set_: SetOption = None,
     shards: ShardsOption = None,
     device: DeviceOption = "auto",
@@ -312,8 +315,10 @@ def bench_loader(
 
         if set_ or shards:
             raise FastadError("bench loader makes its own sets without a recipe: name one to use --set or --shards")
-        _print_figures(measure_cases(choose_device(device), repeats), as_json)
+        _print_figures(measure_cases(choose_device(device), repeats, case or ()), as_json)
         return
+    if case:
+        raise FastadError("bench loader: --case is for the benchmark's own sets, and a recipe is named: leave out one")
     from fastad.bench import measure_loader
 
     _bench(measure_loader, recipe, repeats, set_, shards, device, as_json)

@@ -14,8 +14,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from fastad.dali import Decoding
 from fastad.errors import FastadError
 from fastad.evaluate import measure, score_batches
+from fastad.faults import Origin
 from fastad.group import Member, step
 from fastad.networks import parameter_count
 from fastad.objectives import Objective
@@ -138,13 +140,14 @@ def _sources(
     """The plan's sources, held where the whole ones will be, and the seconds that decoding an image to hold it took;
     arrays take no time worth counting."""
     sources, images, seconds = [], 0, 0.0
+    decoding = Decoding(recipe.augment, device, recipe.loader)
     for stream, reader in zip(plan.streams, readers, strict=False):
         faults, kept = stream_faults(recipe, stream), None
         if held[stream.name]:
             if reader.is_encoded:  # the first images also wait for DALI to begin
-                hold(reader, stream.rows[:1], recipe.augment, device, recipe.loader, faults)
+                hold(Origin(reader, faults), stream.rows[:1], decoding)
             started = time.perf_counter()
-            kept = hold(reader, stream.rows, recipe.augment, device, recipe.loader, faults)
+            kept = hold(Origin(reader, faults), stream.rows, decoding)
             if reader.is_encoded:
                 images, seconds = images + len(kept.rows), seconds + time.perf_counter() - started
         sources.append(Source(reader, kept, faults))
@@ -180,7 +183,8 @@ def _measured_scoring(
     """Seconds for an image of the test by all members."""
     source = Source(sets.nominal)
     if is_held:
-        source = replace(source, held=hold(sets.nominal, rows, recipe.augment, device, recipe.loader, source.faults))
+        decoding = Decoding(recipe.augment, device, recipe.loader)
+        source = replace(source, held=hold(Origin(sets.nominal, source.faults), rows, decoding))
     started = time.perf_counter()
     batches = evaluation_batches(source, rows, target, recipe.augment, device, loader=recipe.loader)
     score_batches([(member.model, member.objective) for member in members], batches)
