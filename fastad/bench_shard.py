@@ -27,31 +27,32 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from fastad import shard
-from fastad.encode import QUALITY, Encoding, content_hash
+from fastad.encode import QUALITY, content_hash
 from fastad.listing import Converter
 from fastad.manifest import COLUMNS, Manifest, Sample
 from fastad.progress import progress
 from fastad.seeds import generator
+from fastad.shard import SHARD_SAMPLES, convert_with
 from fastad.synsets import synsets
 from fastad.tar import index_text
 from fastad.view import View, select
 
 # So many images that the start of worker processes counts for little; slower plain loops do a part of them.
 SMALL_IMAGES, PLAIN_SMALL_IMAGES = 400_000, 20_000
-PHOTOS, PASSED, RESIZED, RESIZE_PX = 2_000, 30_000, 60_000, 256
+PHOTOS, PASSED, RESIZED, RESIZE_PX = 2_000, 60_000, 200_000, 256
 SIMULATED_ROWS, SIMULATED_CLASSES, TEST_IMAGES, SUBSET = 14_200_000, 20_000, 10_000, 2**18
 
 
 def measure_shard(workers: int | None, repeats: int) -> dict[str, Any]:
-    """Ratios of the images a second of `fastad.shard.convert` to those of plain loops, each measured in turns.
+    """Ratios of the images a second of converting to those of plain loops, each measured in turns.
 
     - `small_arrays_ratio`: 28 px arrays, against `webdataset.ShardWriter`.
-    - `pass_through_ratio`: JPEGs that are decoded and hashed on the way, against a copy of their bytes;
+    - `pass_through_ratio`: JPEGs that `fastad shard` decodes and hashes on the way, against a copy of their bytes;
       `unchecked_ratio`: the same JPEGs, neither decoded nor their pixels hashed. What that and the SHA-256 of their
       bytes, which both include, cost one core stands in `us_an_image`.
-    - `resize_ratio`: resized JPEGs, against as many loops as there are workers of the fastest libraries on one core
-      (simplejpeg, PyTorch's resizing of 8-bit images, Pillow's encoder); that of Pillow alone stands beside it.
+    - `resize_ratio`: JPEGs that `fastad shard` resizes, against as many loops as there are workers of the fastest
+      libraries on one core (simplejpeg, PyTorch's resizing of 8-bit images, Pillow's encoder); that of Pillow
+      alone stands beside it. The command is timed from its start to its end.
     - `simulated_set`: seconds and peak memory of opening and selecting among 14.2 million rows.
     """
     workers = workers or len(os.sched_getaffinity(0))
@@ -61,17 +62,20 @@ def measure_shard(workers: int | None, repeats: int) -> dict[str, Any]:
         files = [path.read_bytes() for path in photos]
         pixels = [simplejpeg.decode_jpeg(file) for file in files[:100]]
 
-        def convert(count: int, encoding: Encoding) -> Callable[[], None]:
-            return lambda: _convert(_photos(photos, count), folder / "photos", workers, encoding)
+        _link(photos, PASSED, folder / "passed")
+        _link(photos, RESIZED, folder / "resized")
+
+        def convert(raw: str, *options: str) -> Callable[[], None]:
+            return lambda: _shard(folder / raw, folder / "photos", workers, *options)
 
         rates = _rates(
             {
-                "small_arrays": _Work(SMALL_IMAGES, lambda: _convert(_arrays(), folder / "small", workers)),
+                "small_arrays": _Work(SMALL_IMAGES, lambda: _convert_arrays(folder / "small", workers)),
                 "plain_small_arrays": _Work(PLAIN_SMALL_IMAGES, lambda: _shard_writer(folder / "plain")),
-                "pass_through": _Work(PASSED, convert(PASSED, Encoding())),
-                "unchecked": _Work(PASSED, convert(PASSED, Encoding(checked=False))),
+                "pass_through": _Work(PASSED, convert("passed")),
+                "unchecked": _Work(PASSED, convert("passed", "--unchecked")),
                 "plain_copy": _Work(PASSED, lambda: _copy(photos, PASSED, folder / "copy")),
-                "resize": _Work(RESIZED, convert(RESIZED, Encoding(RESIZE_PX))),
+                "resize": _Work(RESIZED, convert("resized", "--resize", str(RESIZE_PX))),
                 "plain_resize": _each(files, _resize),
                 "pillow_resize": _each(files, _resize_by_pillow),
                 "decode": _each(files, simplejpeg.decode_jpeg),
@@ -139,21 +143,29 @@ def _write_photos(folder: Path) -> list[Path]:
     return paths
 
 
-def _convert(samples: Iterator[Sample], home: Path, workers: int, encoding: Encoding = shard.AS_IT_IS) -> None:
+def _link(photos: list[Path], count: int, folder: Path) -> None:
+    """A folder of that many images, in which the photographs come again and again."""
+    folder.mkdir()
+    for index, path in zip(range(count), itertools.cycle(photos), strict=False):
+        os.link(path, folder / f"{index:06d}.jpg")
+
+
+def _shard(raw: Path, home: Path, workers: int, *options: str) -> None:
+    """The command that users give."""
     shutil.rmtree(home, ignore_errors=True)
-    converter = Converter("bench", lambda: samples, "fastad bench shard", "none", None, "")
-    shard.convert_with(converter, None, home, encoding=encoding, workers=workers)
+    command = [sys.executable, "-m", "fastad", "shard", "folder", str(raw), "--out", str(home)]
+    subprocess.run([*command, "--workers", str(workers), *options], check=True, capture_output=True)
+
+
+def _convert_arrays(home: Path, workers: int) -> None:
+    shutil.rmtree(home, ignore_errors=True)
+    convert_with(Converter("bench", _arrays, "fastad bench shard", "none", None, ""), None, home, workers=workers)
 
 
 def _arrays() -> Iterator[Sample]:
     images = generator(0, "bench", "small").integers(0, 256, (1_000, 28, 28), dtype=np.uint8)
     for index in range(SMALL_IMAGES):
         yield Sample(f"{index:06d}", images[index % 1_000], str(index % 10), "train")
-
-
-def _photos(photos: list[Path], count: int) -> Iterator[Sample]:
-    for index, path in zip(range(count), itertools.cycle(photos), strict=False):
-        yield Sample(f"{index:06d}", path, None, "train")
 
 
 def _shard_writer(folder: Path) -> None:
@@ -163,7 +175,7 @@ def _shard_writer(folder: Path) -> None:
     folder.mkdir()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        with webdataset.ShardWriter(str(folder / "%05d.tar"), maxcount=shard.SHARD_SAMPLES, verbose=0) as writer:
+        with webdataset.ShardWriter(str(folder / "%05d.tar"), maxcount=SHARD_SAMPLES, verbose=0) as writer:
             for sample in itertools.islice(_arrays(), PLAIN_SMALL_IMAGES):
                 writer.write({"__key__": sample.key, "npy": sample.pixels, "cls": int(sample.class_name or 0)})
 

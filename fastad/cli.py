@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fastad import __version__
+from fastad.cli_sweep import bench_sweep, sweep
 from fastad.errors import FastadError, Interrupted, raise_on_signals
+from fastad.options import DeviceOption, JsonOption, OutOption, SeedOption, SetArgument, SetOption, ShardsOption
 
 if TYPE_CHECKING:
     from fastad.run import RunResult
@@ -25,17 +27,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Deep image anomaly detection with outlier exposure: raw images → shards → a trained detector → its AUROC.",
 )
-
-ShardsOption = Annotated[
-    str | None,
-    typer.Option("--shards", help="Shard home, or its address [default: $FASTAD_SHARDS or ./shards]"),
-]
-OutOption = Annotated[Path, typer.Option("--out", help="Folder for the runs")]
-SetOption = Annotated[list[str] | None, typer.Option("--set", help="Change a recipe field: key=value (repeatable)")]
-DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu or cuda")]
-JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object on standard output")]
-SetArgument = Annotated[str, typer.Argument(metavar="SET_DIR", help="A shard set, or its address")]
-SeedOption = Annotated[list[int] | None, typer.Option("--seed", help="Seed (repeatable) [default: 1]")]
 
 
 def _version(asked: bool) -> None:
@@ -211,9 +202,13 @@ def train(
     shards: ShardsOption = None,
     out: OutOption = Path("runs"),
     device: DeviceOption = "auto",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say what would be trained and how long it would take, as measured")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Train and evaluate detectors; again to continue interrupted runs."""
+    from fastad.estimate import estimate
     from fastad.progress import say
     from fastad.ranks import joined, share
     from fastad.recipe import dump, load
@@ -225,19 +220,23 @@ def train(
     with joined(), stop_on_signals() as stop:
         resolved = load(recipe, set_ or ())
         say(dump(resolved))
-        home = local_home(shards, resolved.data.sets)
-        results = train_all(
-            resolved,
-            shards=home,
-            out=out,
-            device=choose_device(device),
-            classes=class_name or (),
-            objectives=objective or (),
-            seeds=seed or (1,),
-            stop=stop,
-        )
+        asked: dict[str, Any] = {
+            "shards": local_home(shards, resolved.data.sets),
+            "out": out,
+            "device": choose_device(device),
+            "classes": class_name or (),
+            "objectives": objective or (),
+            "seeds": seed or (1,),
+        }
+        if dry_run:
+            _print_figures(estimate(resolved, **asked), as_json)
+            return
+        results = train_all(resolved, stop=stop, **asked)
         if share().rank == 0:
             _print_results(results, as_json)
+
+
+app.command()(sweep)
 
 
 @app.command("eval")
@@ -246,13 +245,13 @@ def evaluate(
     as_json: JsonOption = False,
 ) -> None:
     """Show the metrics of finished runs with their intervals, one by one and over seeds."""
-    from fastad.report import finished_results
+    from fastad.results import finished_results
 
     _print_results(finished_results(folders), as_json)
 
 
 def _print_results(results: Sequence["RunResult"], as_json: bool) -> None:
-    from fastad.report import results_json, results_table
+    from fastad.results import results_json, results_table
 
     if as_json:
         print(json.dumps(results_json(results)))
@@ -265,9 +264,9 @@ def _print_results(results: Sequence["RunResult"], as_json: bool) -> None:
 @app.command()
 def report(
     folders: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Run folders, or folders of runs")],
-    out: Annotated[Path, typer.Option("--out", help="Folder for report.md and report.html")] = Path("report"),
+    out: Annotated[Path, typer.Option("--out", help="Folder for the report's files")] = Path("report"),
 ) -> None:
-    """Write a report of finished runs: report.md and one self-contained report.html."""
+    """Write a report of finished runs: report.md, one self-contained report.html, the paper's tables and figures."""
     from fastad.report import write_report
 
     for path in write_report(folders, out):
@@ -292,7 +291,6 @@ def quickstart(
 bench = typer.Typer(no_args_is_help=True, help="Measure speed against a plain PyTorch loop in the same run.")
 app.add_typer(bench, name="bench")
 
-RecipeArgument = Annotated[str, typer.Argument(help="A recipe fastad ships, or the path of a .toml file")]
 RepeatsOption = Annotated[int, typer.Option(min=1, help="Measurements of either side, taken in turns")]
 
 
@@ -328,15 +326,30 @@ def bench_loader(
 
 @bench.command("step")
 def bench_step(
-    recipe: RecipeArgument = "digits",
+    recipe: Annotated[
+        str | None, typer.Argument(help="A recipe's network and sets in place of every network on images made here")
+    ] = None,
+    network: Annotated[
+        list[str] | None, typer.Option("--network", help="Without a recipe: this network only (repeatable)")
+    ] = None,
     repeats: RepeatsOption = 5,
     set_: SetOption = None,
     shards: ShardsOption = None,
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
-    """Images per second of training, against a plain eager PyTorch loop fed by a DataLoader."""
-    from fastad.bench import measure_step
+    """Speed of training groups of objectives, against plain eager PyTorch loops fed by a DataLoader."""
+    if recipe is None:
+        from fastad.bench_step import measure_networks
+        from fastad.run import choose_device
+
+        if set_ or shards:
+            raise FastadError("bench step makes its own sets without a recipe: name one to use --set or --shards")
+        _print_figures(measure_networks(choose_device(device), repeats, network or ()), as_json)
+        return
+    if network:
+        raise FastadError("bench step measures a recipe's network: leave --network out, or the recipe")
+    from fastad.bench_step import measure_step
 
     _bench(measure_step, recipe, repeats, set_, shards, device, as_json)
 
@@ -351,6 +364,9 @@ def bench_shard(
     from fastad.bench_shard import measure_shard
 
     _print_figures(measure_shard(workers, repeats), as_json)
+
+
+bench.command("sweep")(bench_sweep)
 
 
 def _bench(

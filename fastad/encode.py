@@ -33,6 +33,7 @@ from PIL import Image, UnidentifiedImageError
 from fastad.tar import npy_bytes
 
 LARGEST_NPY_PX = 64
+LARGEST_JPEG_PX = 65_500
 LARGEST_PIXELS = 100_000_000
 QUALITY = 95
 
@@ -52,6 +53,11 @@ class Encoding:
     resize_px: int | None = None
     quality: int | None = None
     checked: bool = True
+
+    @property
+    def imports(self) -> list[str]:
+        """What takes seconds to import and will be needed."""
+        return [] if self.resize_px is None else ["torch"]
 
     def makes_smaller(self, height: int, width: int) -> bool:
         """Whether an image of that size is resized."""
@@ -201,7 +207,7 @@ def _as_png(image: Image.Image, source: bytes, encoding: Encoding) -> Encoded:
 
 
 def _resized(pixels: np.ndarray, encoding: Encoding) -> np.ndarray:
-    import torch  # takes seconds to import: for conversions that resize only
+    import torch  # not above: `Encoding.imports`
 
     size = _smaller_size(pixels.shape[:2], encoding)
     # pixels[None] would have a stride of 0, by which torch does not know the layout as channels_last.
@@ -223,6 +229,8 @@ def _written(pixels: np.ndarray, encoding: Encoding, change: str) -> Encoded:
     height, width, channels = pixels.shape
     if max(height, width) <= LARGEST_NPY_PX:
         return _npy(pixels, change)
+    if max(height, width) > LARGEST_JPEG_PX:
+        raise BadImage(f"{width}×{height} pixels: a JPEG has up to {LARGEST_JPEG_PX:,} a side")
     buffer = io.BytesIO()
     Image.fromarray(pixels[..., 0] if channels == 1 else pixels).save(
         buffer, "JPEG", quality=encoding.quality or QUALITY

@@ -29,6 +29,8 @@ from fastad.seeds import generator
 METRICS = ("auroc", "average_precision", "fpr95")
 
 RESAMPLES = 1_000
+# Places of so many counts are looked at together, which fit in a core's cache.
+COUNTED_AT_ONCE = 20_000
 EXAMPLES = 12
 SHOWN_PX = 128
 
@@ -76,26 +78,33 @@ def _bootstrap(target: np.ndarray, score: np.ndarray, seed: int) -> np.ndarray:
     """The metrics of `RESAMPLES` stratified resamples, [resamples, metrics]."""
     rng = generator(seed, "bootstrap")
     thresholds, place = np.unique(-score, return_inverse=True)
+    width = len(thresholds)
+    at_once = max(1, COUNTED_AT_ONCE // width)
 
     def counts(kind: int) -> Iterator[np.ndarray]:
+        """How many images of a kind stand at each threshold in some resamples, int32 [resamples, thresholds]."""
         places = place[target == kind]
-        for _ in range(RESAMPLES):
+        for first in range(0, RESAMPLES, at_once):
+            rows = np.arange(min(at_once, RESAMPLES - first))
+            drawn = places[rng.integers(len(places), size=(len(rows), len(places)))] + width * rows[:, None]
             # The counts of one kind are all held at once: half the width is half of 80 MB for 10,000 images.
-            yield np.bincount(rng.choice(places, size=len(places)), minlength=len(thresholds)).astype(np.int32)
+            yield np.bincount(drawn.ravel(), minlength=len(rows) * width).reshape(-1, width).astype(np.int32)
 
     anomalous = list(counts(1))
-    return np.array([_metrics_of_counts(*pair) for pair in zip(anomalous, counts(0), strict=True)])
+    return np.concatenate([_metrics_of_counts(*pair) for pair in zip(anomalous, counts(0), strict=True)])
 
 
-def _metrics_of_counts(anomalous: np.ndarray, nominal: np.ndarray) -> tuple[float, float, float]:
-    """The metrics from how many images of either kind stand at each distinct score, highest score first."""
-    true_positives, false_positives = anomalous.cumsum(), nominal.cumsum()
-    below = false_positives[-1] - false_positives
-    auroc = np.sum(anomalous * (below + nominal / 2)) / (true_positives[-1] * false_positives[-1])
+def _metrics_of_counts(anomalous: np.ndarray, nominal: np.ndarray) -> np.ndarray:
+    """The metrics [n, metrics] of n resamples from how many images of either kind stand at each distinct score, highest
+    score first, [n, thresholds]."""
+    true_positives, false_positives = anomalous.cumsum(axis=1), nominal.cumsum(axis=1)
+    positives, negatives = true_positives[:, -1:], false_positives[:, -1:]
+    auroc = np.sum(anomalous * (negatives - false_positives + nominal / 2), axis=1) / (positives * negatives)[:, 0]
     flagged = np.maximum(true_positives + false_positives, 1)
-    precision = np.sum(anomalous * (true_positives / flagged)) / true_positives[-1]
-    fpr95 = false_positives[np.searchsorted(true_positives, 0.95 * true_positives[-1])] / false_positives[-1]
-    return auroc, precision, fpr95
+    precision = np.sum(anomalous * (true_positives / flagged), axis=1) / positives[:, 0]
+    at_95 = np.sum(true_positives < 0.95 * positives, axis=1)
+    fpr95 = np.take_along_axis(false_positives, at_95[:, None], axis=1)[:, 0] / negatives[:, 0]
+    return np.column_stack([auroc, precision, fpr95])
 
 
 def over_seeds(values: Sequence[float]) -> Interval:
@@ -131,9 +140,7 @@ def read_scores(run: Run) -> Scores:
         with open(run.scores, "rb") as file, np.load(file) as columns:
             return Scores(columns["key"], columns["class"], columns["target"], columns["score"])
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise FastadError(
-            f"{run.scores} cannot be read ({error}): remove {run.folder} and run fastad train again"
-        ) from error
+        raise unreadable(run, run.scores, error) from error
 
 
 def describe(manifest: Manifest, rows: np.ndarray, target: np.ndarray, score: np.ndarray) -> Scores:
@@ -166,6 +173,15 @@ STRIPS: Mapping[str, str] = {
 }
 
 
+class Strip(NamedTuple):
+    """Test images side by side, [n] each: uint8 [n, H, W, C], class names, targets, scores."""
+
+    images: np.ndarray
+    class_name: np.ndarray
+    target: np.ndarray
+    score: np.ndarray
+
+
 def write_examples(run: Run, reader: ShardReader, rows: np.ndarray, scores: Scores) -> None:
     """Writes `examples.npz`: of each of `STRIPS`, the images that a report shows, with their scores and classes."""
     order = np.argsort(scores.score, kind="stable")
@@ -183,6 +199,25 @@ def write_examples(run: Run, reader: ShardReader, rows: np.ndarray, scores: Scor
         columns[f"{name}_target"] = scores.target[places]
         columns[f"{name}_score"] = scores.score[places]
     _write_columns(run.examples, columns)
+
+
+def read_examples(run: Run) -> dict[str, Strip]:
+    """Each of `STRIPS` of an evaluated run; raises `FastadError` if there are none or the file is damaged."""
+    try:
+        with open(run.examples, "rb") as file, np.load(file) as columns:
+            return {
+                name: Strip(*(columns[f"{name}_{key}"] for key in ("images", "class", "target", "score")))
+                for name in STRIPS
+            }
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise unreadable(run, run.examples, error) from error
+
+
+def unreadable(run: Run, path: Path, error: Exception) -> FastadError:
+    """The error for a file of a finished run that is missing or damaged."""
+    return FastadError(
+        f"{path} cannot be read ({error}): remove {run.folder} and run fastad train or fastad sweep again"
+    )
 
 
 def _shown(reader: ShardReader, rows: np.ndarray) -> np.ndarray:

@@ -10,7 +10,8 @@ import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -19,14 +20,20 @@ import numpy as np
 
 from fastad.errors import FastadError
 
+
+class Unwritable(FastadError):
+    """A file that cannot be written, as the disk is full or the folder may not be written."""
+
+
 DISK_IS_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextmanager
-def atomic(path: Path) -> Iterator[IO[bytes]]:
+def atomic(path: Path, *, kept: Path | None = None) -> Iterator[IO[bytes]]:
     """A binary file that stands under `path` only once it is whole and on disk; on any error nothing of it remains.
 
-    Raises `FastadError` where the disk is full or the folder may not be written.
+    What `path` was before stands under `kept` then, if that is given. Raises `Unwritable` where the disk is full or the
+    folder may not be written.
     """
     temporary = path.with_name(f".{path.name}.tmp")
     try:
@@ -39,6 +46,8 @@ def atomic(path: Path) -> Iterator[IO[bytes]]:
             yield file
             file.flush()
             os.fsync(file.fileno())
+        if kept is not None and path.exists():
+            os.replace(path, kept)
         os.replace(temporary, path)
         _sync_folder(path.parent)
     except OSError as error:
@@ -47,6 +56,28 @@ def atomic(path: Path) -> Iterator[IO[bytes]]:
         raise _unwritable(path, error) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def syncing_early(file: IO[bytes]) -> Iterator[Callable[[], None]]:
+    """Gives what is called after each write to a long file: it lets the disk begin with that, so that not all is left
+    to the end. Only a thread of its own waits for the disk."""
+    start = 0
+
+    def written() -> None:
+        nonlocal start
+        if (end := file.tell()) - start >= _SYNC_BYTES:
+            file.flush()
+            # Advice that pages are not needed sends dirty ones to the disk; they stay in memory.
+            thread.submit(os.posix_fadvise, file.fileno(), start, end - start, os.POSIX_FADV_DONTNEED)
+            start = end
+
+    with ThreadPoolExecutor(1) as thread:
+        yield written
+
+
+# Left to the end, the disk takes a twenty-fifth of the time of a conversion that resizes.
+_SYNC_BYTES = 8 * 2**20
 
 
 @contextmanager
@@ -68,8 +99,8 @@ def locked(path: Path, refusal: str) -> Iterator[None]:
         yield
 
 
-def _unwritable(path: Path, error: OSError) -> FastadError:
-    return FastadError(f"cannot write {path}: {error.strerror}; free some space or choose another folder")
+def _unwritable(path: Path, error: OSError) -> Unwritable:
+    return Unwritable(f"cannot write {path}: {error.strerror}; free some space or choose another folder")
 
 
 def _sync_folder(folder: Path) -> None:
@@ -80,9 +111,9 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def write_bytes(path: Path, data: bytes | memoryview) -> None:
-    """Writes `data`, atomically."""
-    with atomic(path) as file:
+def write_bytes(path: Path, data: bytes | memoryview, *, kept: Path | None = None) -> None:
+    """Writes `data`, atomically, as `atomic` does it."""
+    with atomic(path, kept=kept) as file:
         file.write(data)
 
 
@@ -122,7 +153,7 @@ def cache_home() -> Path:
 
 
 def append_line(path: Path, line: str) -> None:
-    """Adds a line to a text file; raises `FastadError` where the disk is full. A kill may leave the last line cut."""
+    """Adds a line to a text file; raises `Unwritable` where the disk is full. A kill may leave the last line cut."""
     try:
         with open(path, "a") as file:
             file.write(f"{line}\n")

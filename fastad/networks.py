@@ -1,19 +1,22 @@
 """The networks, as functions in one table; they know no data and no objective but the width of its output.
 
-Owns architecture and initialisation (PROTOCOL, Networks). A model is a body, which may compute in bfloat16, and a head
-for objectives that need one, which does not.
+Owns the paper's architectures and their initialisation (PROTOCOL, Networks); torchvision's are `fastad.backbones`'.
+A model is a body, which may compute in bfloat16, and a head for objectives that need one, which does not.
 Use: `build("mnist-lenet", (28, 28, 1), output_width=1, seed=1)`.
 """
 
 import itertools
 import math
 from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fastad.backbones import PREFIX, REPRESENTATION_WIDTH, check_backbone, load_weights, torchvision_body
 from fastad.errors import FastadError, unknown
 from fastad.seeds import sub_seed
 
@@ -76,11 +79,12 @@ def _lenet(channels: tuple[int, ...], flat: int, hidden: int, width: int) -> nn.
 
 
 def _convolution(channels_in: int, channels_out: int) -> tuple[nn.Module, ...]:
+    """Pooled before leaky ReLU, which is monotone: the same numbers, at a quarter of the places."""
     return (
         nn.Conv2d(channels_in, channels_out, kernel_size=5, padding=2),
         nn.BatchNorm2d(channels_out, eps=1e-4),
-        nn.LeakyReLU(LEAKY_SLOPE),
         nn.MaxPool2d(2),
+        nn.LeakyReLU(LEAKY_SLOPE),
     )
 
 
@@ -172,7 +176,8 @@ class _SpatialGate(nn.Module):
         self.norm = nn.BatchNorm2d(1, eps=1e-5, momentum=0.01)
 
     def forward(self, x: Tensor) -> Tensor:
-        pooled = torch.cat((x.amax(1, keepdim=True), x.mean(1, keepdim=True)), dim=1)
+        # Stacked behind the places: as channels, two maps would be copied into channels_last for the convolution.
+        pooled = torch.stack((x.amax(1), x.mean(1)), dim=-1).permute(0, 3, 1, 2)
         return x * torch.sigmoid(self.norm(self.convolution(pooled)))
 
 
@@ -192,29 +197,67 @@ def _initialise_resnet(body: nn.Module) -> None:
     nn.init.kaiming_normal_(last.weight)
 
 
+def toy(shape_hwc: tuple[int, int, int]) -> nn.Module:
+    """The network of the paper's Figure 1, for points of the plane, as images of one row and two columns: fully
+    connected 2 → 256 → 128, each value of the representation a sigmoid less ½, between −½ and ½.
+
+    The centre of a hypersphere is 0. At the sigmoid's own 0, which lies in the infinite, no region is compact: HSC then
+    called as much of the far plane nominal as BCE did (README, Development).
+    """
+    _check_shape("toy", shape_hwc, (1, 2, 1))
+    return nn.Sequential(
+        nn.Flatten(), nn.Linear(2, 256), nn.BatchNorm1d(256), nn.ELU(), nn.Linear(256, 128), _CentredSigmoid()
+    )
+
+
+class _CentredSigmoid(nn.Module):
+    """A sigmoid less ½."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.sigmoid(x) - 0.5
+
+
 NETWORKS = {
     "mnist-lenet": Network(mnist_lenet, 32, _initialise_lenet),
     "cifar-lenet": Network(cifar_lenet, 256, _initialise_lenet),
     "resnet18-cbam": Network(resnet18_cbam, 256, _initialise_resnet),
+    "toy": Network(toy, 128, _initialise_lenet),
 }
 
 
-def build(network: str, shape_hwc: tuple[int, int, int], output_width: int | None, seed: int) -> Detector:
-    """A detector on the CPU, channels_last, with parameters drawn from `seed` alone.
+def find_network(name: str) -> Network:
+    """The network of that name, or torchvision's for "torchvision:<name>"; else `FastadError`."""
+    if name.startswith(PREFIX):
+        check_backbone(name)
+        return Network(partial(torchvision_body, name), REPRESENTATION_WIDTH, lambda body: None)
+    if name not in NETWORKS:
+        raise unknown("network", name, (*NETWORKS, f"{PREFIX}resnet50"))
+    return NETWORKS[name]
+
+
+def build(
+    network: str,
+    shape_hwc: tuple[int, int, int],
+    output_width: int | None,
+    seed: int,
+    weights: str | None = None,
+) -> Detector:
+    """A detector on the CPU, channels_last, with parameters drawn from `seed` alone, or from the file `weights`, for
+    torchvision's networks: then those of the body's last layer and of the head are drawn.
 
     `output_width` None: the output is the representation; else a further linear layer of PyTorch's default
     initialisation stands on it. The body's parameters do not depend on `output_width`. Raises `FastadError` for an
-    unknown network or images that it does not take.
+    unknown network, images that it does not take, or weights that are not its own.
     """
-    if network not in NETWORKS:
-        raise unknown("network", network, NETWORKS)
-    body, representation_width, initialise = NETWORKS[network]
+    body, representation_width, initialise = find_network(network)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(sub_seed(seed, "initialise"))
         detector = Detector(body(shape_hwc), None)
         initialise(detector.body)
         if output_width is not None:
             detector.head = nn.Linear(representation_width, output_width)
+    if weights is not None:
+        load_weights(detector.body, network, Path(weights))
     return detector.to(memory_format=torch.channels_last)
 
 

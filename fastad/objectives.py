@@ -23,6 +23,7 @@ class Objective:
     """`loss(out [B, D], target [B]) → [B]` and `score(out [B, D]) → [B]`, unsaturated, higher = more anomalous.
 
     `output_width`: D, or None for the network's own representation. `uses_oe` False: trained on nominal images alone.
+    `guard_loss`: the loss of an OE image above which the 1e-9 in its formula outweighs what it is added to.
     """
 
     name: str
@@ -30,6 +31,7 @@ class Objective:
     score: Callable[[Tensor], Tensor]
     output_width: int | None = None
     uses_oe: bool = True
+    guard_loss: float = math.inf
 
 
 def squared_norm(z: Tensor) -> Tensor:
@@ -80,7 +82,8 @@ def hsc(norm: str = "pseudo-huber") -> Objective:
         distance = h(out)
         return torch.where(target > 0, minus_log_one_minus_exp(distance), distance)
 
-    return Objective("hsc" if norm == "pseudo-huber" else f"hsc:{norm}", loss, h)
+    name = "hsc" if norm == "pseudo-huber" else f"hsc:{norm}"
+    return Objective(name, loss, h, guard_loss=-math.log(2 * EPS))
 
 
 def deep_svdd() -> Objective:
@@ -95,7 +98,7 @@ def deep_sad() -> Objective:
         distance = squared_norm(out)
         return torch.where(target > 0, 1 / (distance + EPS), distance)
 
-    return Objective("deep-sad", loss, squared_norm)
+    return Objective("deep-sad", loss, squared_norm, guard_loss=1 / (2 * EPS))
 
 
 def _logit(out: Tensor) -> Tensor:

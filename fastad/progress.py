@@ -23,6 +23,13 @@ def say(text: str) -> None:
     console.print(text, markup=False)
 
 
+def duration(seconds: float) -> str:
+    """A time as people say it: "95 s", "12 min", "3.4 h"."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6_000 else f"{seconds / 3_600:,.1f} h"
+
+
 @dataclass
 class _Work:
     """How far a piece of work is; the rate counts only what was done here, so it is honest after a resume."""
@@ -39,7 +46,7 @@ class _Work:
         rate = self.here / max(time.perf_counter() - self.started, 1e-9)
         figures = f"{self.done:,}{'' if self.total is None else f'/{self.total:,}'} {self.unit}, {rate:,.0f}/s"
         if self.total is not None and self.done < self.total and rate > 0:
-            figures += f", {(self.total - self.done) / rate:,.0f} s left"
+            figures += f", {duration((self.total - self.done) / rate)} left"
         return f"{figures}, {self.note}" if self.note else figures
 
 

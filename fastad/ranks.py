@@ -2,7 +2,7 @@
 
 Owns joining them, and all that they say to each other: averages, batch norm over the whole batch, what the first one
 found, stopping. All must call the same functions in the same order; a process of its own finds that they do nothing.
-Use: `with joined(): train(...)`, and inside `share()`, `average(parameters, loss)`, `of_first(read, path)`.
+Use: `with joined(): train(...)`, and inside `share()`, `average(parameters, told)`, `of_first(read, path)`.
 """
 
 import os
@@ -99,21 +99,21 @@ def _together() -> Iterator[None]:
         ) from error
 
 
-def average(parameters: Iterable[nn.Parameter], loss: Tensor) -> Tensor:
-    """Replaces the gradients of the parameters by their average over all processes, and returns that of the loss.
+def average(parameters: Iterable[nn.Parameter], told: Tensor) -> Tensor:
+    """Replaces the gradients of the parameters by their average over all processes, and returns that of `told`.
 
     Parts of a batch are of one size, so averages over them are those of the batch.
     """
     if (ranks := share().ranks) == 1:
-        return loss
+        return told
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    numbers = torch.cat([loss.reshape(1), *(gradient.reshape(-1) for gradient in gradients)])
+    numbers = torch.cat([told.reshape(-1), *(gradient.reshape(-1) for gradient in gradients)])
     with _together():
         dist.all_reduce(numbers)
-    mean_loss, *means = (numbers / ranks).split([1, *(gradient.numel() for gradient in gradients)])
+    mean_told, *means = (numbers / ranks).split([told.numel(), *(gradient.numel() for gradient in gradients)])
     for gradient, mean in zip(gradients, means, strict=True):
         gradient.copy_(mean.view_as(gradient))
-    return mean_loss.reshape(())
+    return mean_told.view_as(told)
 
 
 @torch.library.custom_op("fastad::summed", mutates_args=())

@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from fastad.augment import AugmentSpec
+from fastad.backbones import PREFIX
 from fastad.dali import BAD_IMAGES, LoaderSpec
 from fastad.errors import FastadError, unknown
-from fastad.networks import NETWORKS
+from fastad.networks import find_network
 from fastad.objectives import find
 from fastad.plan import ORDERS
 from fastad.synsets import SYNSETS
@@ -71,24 +72,33 @@ class OptimSpec:
 class TrainSpec:
     """How the work is executed. `resident`: "auto" holds images on the device where they fit, and are small or come
     again; "off" reads and decodes them for every batch. `precision`: "auto" is bfloat16 autocast on GPUs that have it,
-    else float32. `compile`: "auto" is on for CUDA, and on the CPU where the run is long enough to repay it.
+    else float32. `compile`: "auto" is on for CUDA, where steps become CUDA graphs, too; on the CPU it is on for a long
+    run of one process, if that is found faster on this machine. `deterministic`: the same bits every time also on a
+    GPU, where that is slower. A checkpoint is written once `checkpoint_every_s` have passed, and after every
+    `checkpoint_every_epochs` if that is not 0. `tensorboard`: what is logged is also written to the run's folder
+    "tensorboard".
     """
 
     resident: str = "auto"
     precision: str = "auto"
     compile: str = "auto"
+    deterministic: bool = False
     checkpoint_every_s: float = 60.0
+    checkpoint_every_epochs: int = 0
+    tensorboard: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """A resolved recipe; equal recipes with equal class, objective and seed are the same run."""
+    """A resolved recipe; equal recipes with equal class, objective and seed are the same run. `network`: a name of
+    `fastad.networks`, or "torchvision:<name>", for which `network_weights` may be the path of its state dict."""
 
     name: str
     network: str
     objectives: tuple[str, ...]
     data: DataSpec
     optim: OptimSpec
+    network_weights: str | None = None
     augment: AugmentSpec = field(default_factory=AugmentSpec)
     loader: LoaderSpec = field(default_factory=LoaderSpec)
     train: TrainSpec = field(default_factory=TrainSpec)
@@ -98,7 +108,6 @@ class Recipe:
 OE_ORDERS = tuple(name for name in ORDERS if name != "permutation")
 
 CHOICES = {
-    "network": tuple(NETWORKS),
     "data.oe_order": OE_ORDERS,
     "data.oe_exclude_synsets": tuple(SYNSETS),
     "loader.bad_images": BAD_IMAGES,
@@ -132,6 +141,7 @@ BOUNDS = {
     "loader.prefetch": (0, math.inf),
     "loader.hw_decoder_load": (0, 1),
     "train.checkpoint_every_s": (0, math.inf),
+    "train.checkpoint_every_epochs": (0, math.inf),
 }
 
 
@@ -186,6 +196,9 @@ def _override(table: dict[str, Any], override: str) -> None:
 def parse(table: Mapping[str, Any]) -> Recipe:
     """A recipe from a table as TOML gives it, every field checked."""
     recipe: Recipe = _parse(Recipe, table, "")
+    find_network(recipe.network)
+    if recipe.network_weights is not None and not recipe.network.startswith(PREFIX):
+        raise FastadError(f"recipe key network_weights is for torchvision's networks, and {recipe.network} is none")
     for objective in recipe.objectives:
         find(objective)
     weights, sets = recipe.data.oe_weights, recipe.data.oe

@@ -155,8 +155,12 @@ def stream_faults(recipe: Recipe, stream: Stream) -> Faults:
 
 def testing_source(recipe: Recipe, sets: Sets, rows: np.ndarray, device: torch.device) -> Source:
     """Where the test images come from, for every class of the set: they are read for each again."""
-    reads = len(rows) * len(sets.nominal.manifest.classes)
-    return _source(recipe, sets, "test", sets.nominal, rows, reads, device, Faults())
+    return _source(recipe, sets, "test", sets.nominal, rows, _test_reads(sets, rows), device, Faults())
+
+
+def _test_reads(sets: Sets, rows: np.ndarray) -> int:
+    """How many test images are read in all."""
+    return len(rows) * len(sets.nominal.manifest.classes)
 
 
 def _source(
@@ -174,6 +178,20 @@ def _source(
         return sets.held[role][1]
     # What another class or seed held is of no more use.
     sets.held.pop(role, None)
+    if not _bytes_to_hold(recipe, role, reader, rows, reads, device):
+        return Source(reader, faults=faults)
+    source = Source(reader, hold(Origin(reader, faults), rows, Decoding(recipe.augment, device, recipe.loader)), faults)
+    sets.held[role] = key, source
+    return source
+
+
+def _bytes_to_hold(
+    recipe: Recipe, role: str, reader: ShardReader, rows: np.ndarray, reads: int, device: torch.device
+) -> int:
+    """What the images of `rows` take on the device, 0 if they are not to be held but read each of so many times.
+
+    Raises `FastadError` if they must be held and do not fit.
+    """
     choice, needed = recipe.train.resident, bytes_held(reader, rows, recipe.augment)
     small = max(int(reader.manifest.height.max()), int(reader.manifest.width.max())) <= SMALL_PX
     fits = needed <= RESIDENT_SHARE * free_bytes(device)
@@ -182,15 +200,25 @@ def _source(
             f"train.resident=on: the {len(rows):,} {role} images need {needed:,} bytes, more than {RESIDENT_SHARE:.0%} "
             f"of what is free on the {device.type}: use auto"
         )
-    if choice == "off" or not fits or (choice == "auto" and not small and reads < 2 * len(rows)):
-        return Source(reader, faults=faults)
-    source = Source(reader, hold(Origin(reader, faults), rows, Decoding(recipe.augment, device, recipe.loader)), faults)
-    sets.held[role] = key, source
-    return source
+    read_each_time = choice == "off" or not fits or (choice == "auto" and not small and reads < 2 * len(rows))
+    return 0 if read_each_time else needed
+
+
+def memory_held(recipe: Recipe, sets: Sets, plan: Plan, test_rows: np.ndarray, device: torch.device) -> dict[str, int]:
+    """Bytes that the images of each of the plan's streams, and of "test", are to take on the device; 0 where they are
+    read each time."""
+    parts = [
+        (stream.name, reader, stream.rows, plan.steps * stream.batch)
+        for stream, reader in zip(plan.streams, (sets.nominal, *sets.oe), strict=False)
+    ]
+    parts.append(("test", sets.nominal, test_rows, _test_reads(sets, test_rows)))
+    return {role: _bytes_to_hold(recipe, role, reader, rows, reads, device) for role, reader, rows, reads in parts}
 
 
 def free_bytes(device: torch.device) -> int:
     """The memory that is free on the device, for each of the processes that share it."""
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        # What PyTorch has freed and keeps for itself is free, too.
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + kept
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // processes_here()

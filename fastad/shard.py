@@ -37,7 +37,7 @@ from fastad.manifest import COLUMNS, MANIFEST, SCHEMA_VERSION, Manifest, Shard, 
 from fastad.progress import progress, say
 from fastad.seeds import generator
 from fastad.tar import BLOCK, NPY_HEADER_BYTES
-from fastad.workers import over_processes, over_ray, ray_cluster
+from fastad.workers import import_ahead, over_processes, over_ray, ray_cluster
 from fastad.write import WRITTEN, Job, Reject, Written, write_shard
 
 PERMUTATION_SEED = 0
@@ -99,6 +99,8 @@ def convert_with(
     arguments = {"in_place": in_place} | treatment | dict(options or {})
     workers = workers or len(os.sched_getaffinity(0))
     with ray_cluster(ray) if ray else nullcontext(), _alone_at(folder, part):
+        if workers > 1 and not ray and not (folder / MANIFEST).is_file():
+            import_ahead([write_shard.__module__, *encoding.imports])
         begun = _begin(converter, raw, folder, options or {}, arguments, part)
         if isinstance(begun, Manifest):
             return begun

@@ -1,7 +1,8 @@
 """Who does independent jobs: processes here, or tasks of a Ray cluster.
 
 Owns starting, feeding and stopping workers; what a job is, is its function's own. A worker never outlives its driver.
-Use: `for result in over_processes(work, jobs, 2): ...`, or `with ray_cluster("auto"):` and `over_ray(work, jobs)`.
+Use: `for result in over_processes(work, jobs, 2): ...`, ahead of it `import_ahead(["torch"])` where its workers import
+what takes long; or `with ray_cluster("auto"):` and `over_ray(work, jobs)`.
 """
 
 import logging
@@ -11,11 +12,12 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, redirect_stdout, suppress
 from itertools import islice
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from typing import Any, TypeVar
 
@@ -31,6 +33,33 @@ Job = TypeVar("Job")
 Result = TypeVar("Result")
 
 
+def import_ahead(modules: Sequence[str]) -> None:
+    """Begins to import modules in the process that workers will be copies of, while this one goes on; the first call
+    counts. Workers have one thread each, whatever library would start more: they are as many as there are cores.
+    """
+    multiprocessing.set_forkserver_preload(list(modules))
+    threads = os.environ.get("OMP_NUM_THREADS")
+    os.environ["OMP_NUM_THREADS"] = "1"
+    try:
+        with signals_blocked():
+            forkserver.ensure_running()
+    finally:
+        if threads is None:
+            del os.environ["OMP_NUM_THREADS"]
+        else:
+            os.environ["OMP_NUM_THREADS"] = threads
+
+
+@contextmanager
+def signals_blocked() -> Iterator[None]:
+    """Processes started in it inherit the mask: signals to the whole process group are this process's to answer."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT, signal.SIGTERM))
+
+
 def over_processes(work: Callable[[Job], Result], jobs: Iterator[Job], workers: int) -> Generator[Result, None, None]:
     """The results of all jobs, as they come, from that many processes, or from this one if one is enough.
 
@@ -39,16 +68,12 @@ def over_processes(work: Callable[[Job], Result], jobs: Iterator[Job], workers: 
     if workers <= 1:
         yield from map(work, jobs)
         return
-    context = multiprocessing.get_context("spawn")
+    import_ahead([work.__module__])
+    context = multiprocessing.get_context("forkserver")
     lifeline, held = context.Pipe(duplex=False)
     with held, lifeline, ProcessPoolExecutor(workers, context, _hold_on_to, (lifeline,)) as pool:
         try:
-            # Workers inherit the mask: signals to the whole process group are this process's to answer.
-            signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
-            try:
-                pending = {pool.submit(work, job) for job in islice(jobs, JOBS_A_WORKER * workers)}
-            finally:
-                signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT, signal.SIGTERM))
+            pending = {pool.submit(work, job) for job in islice(jobs, JOBS_A_WORKER * workers)}
             while pending:
                 done, pending = wait(pending, return_when=FIRST_COMPLETED)
                 for future in done:

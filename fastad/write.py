@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fastad.encode import AXIS_ORDERS, BadImage, Encoded, Encoding, arranged, content_hash, encode, passes_as_array
-from fastad.files import atomic, read_into, write_json, write_text
+from fastad.files import atomic, read_into, syncing_early, write_json, write_text
 from fastad.manifest import COLUMNS, Shard
 from fastad.tar import BLOCK, END, index_text, member, members, npy_rows, text_members
 
@@ -56,7 +56,7 @@ def write_shard(job: Job) -> Written:
     changes: Counter[str] = Counter()
     digest = hashlib.sha256()
     at = 0
-    with atomic(job.folder / f"{job.name}.tar") as tar:
+    with atomic(job.folder / f"{job.name}.tar") as tar, syncing_early(tar) as written:
         for chunk in _array_chunks(job) if _is_uniform(job) else _encoded_chunks(job):
             tar.write(chunk.data)
             digest.update(chunk.data)
@@ -64,6 +64,7 @@ def write_shard(job: Job) -> Written:
             rejects += chunk.rejects
             changes.update(chunk.changes)
             at += len(chunk.data)
+            written()
         tar.write(END)
         digest.update(END)
     columns = np.array(rows, dtype=_ROW)

@@ -4,9 +4,11 @@ import hashlib
 import json
 import os
 import resource
+import signal
 import struct
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +17,10 @@ import pytest
 import torch
 from PIL import Image
 
+from fastad.evaluate import read_scores
 from fastad.manifest import Manifest
 from fastad.recipe import Recipe, parse
+from fastad.run import find_runs
 from fastad.shard import convert
 
 CONVERTER = '''
@@ -105,6 +109,29 @@ def run_with_small_files(limit_bytes: int, *arguments: object) -> subprocess.Com
     )
 
 
+def scores_in(out: Path) -> dict[str, np.ndarray]:
+    """The scores of every run in a folder, by the run's own folder."""
+    return {str(run.folder.relative_to(out)): read_scores(run).score for run in find_runs([out])}
+
+
+def assert_same_scores(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> None:
+    assert one.keys() == other.keys()
+    for name, values in one.items():
+        np.testing.assert_array_equal(values, other[name], err_msg=name)
+
+
+def after(calls: int) -> Callable[[], int]:
+    """A `stop` that asks at the end of the step of that number."""
+    left = calls
+
+    def stop() -> int:
+        nonlocal left
+        left -= 1
+        return signal.SIGTERM if left == 0 else 0
+
+    return stop
+
+
 @pytest.fixture(scope="session")
 def crops(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Natural photographs to convert: 12 classes, 6 train and 3 test images each, of 200 to 380 px a side."""
@@ -142,7 +169,7 @@ def extras(home: Path) -> Manifest:
     return open_set(home / "extras")
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def recipe() -> Recipe:
     """Five epochs of two steps on the synthetic sets."""
     return parse(
@@ -154,6 +181,16 @@ def recipe() -> Recipe:
             "optim": {"epochs": 5, "milestones": [3]},
         }
     )
+
+
+@pytest.fixture(scope="session")
+def uninterrupted(recipe: Recipe, home: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, np.ndarray]:
+    """The scores of the recipe's class "middle", trained in one go."""
+    from fastad.train import train
+
+    out = tmp_path_factory.mktemp("uninterrupted")
+    train(recipe, shards=home, out=out, device=torch.device("cpu"), classes=["middle"])
+    return scores_in(out)
 
 
 @pytest.fixture

@@ -73,7 +73,7 @@ def toml(recipe: Recipe, tmp_path: Path) -> Path:
 def test_version_and_help(fastad: Shell) -> None:
     assert fastad("--version").out.strip() == f"fastad {__version__}"
     text = fastad("--help").out
-    for command in ("shard", "stage", "verify", "inspect", "train", "eval", "report", "quickstart", "bench"):
+    for command in ("shard", "stage", "verify", "inspect", "train", "eval", "report", "sweep", "quickstart", "bench"):
         assert command in text
 
 

@@ -261,6 +261,11 @@ def test_what_is_no_image_and_what_is_too_large_is_refused_with_its_reason(monke
         encode(file_of(PHOTO, "PNG"), AS_IT_IS)
 
 
+def test_what_no_jpeg_holds_is_refused() -> None:
+    with pytest.raises(BadImage, match="65600×1 pixels: a JPEG has up to 65,500 a side"):
+        encode(np.zeros((1, 65_600, 3), dtype=np.uint8), Encoding())
+
+
 def test_arrays_stay_exact_up_to_64_px_and_become_jpegs_beyond() -> None:
     small = PHOTO[:64, :50]
     np.testing.assert_array_equal(decode(encode(small, AS_IT_IS).data, "npy"), small)

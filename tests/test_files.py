@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from fastad.errors import FastadError
-from fastad.files import atomic, sha256, write_text
+from fastad.files import atomic, sha256, syncing_early, write_text
 
 
 def test_an_error_while_writing_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
@@ -33,3 +33,21 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path: Path, monkeypatch:
 def test_sha256_is_the_digest_of_the_bytes(tmp_path: Path) -> None:
     write_text(tmp_path / "abc", "abc")
     assert sha256(tmp_path / "abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+def test_a_long_file_goes_to_the_disk_piece_by_piece(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[int, int]] = []
+    real = os.posix_fadvise
+
+    def advise(descriptor: int, start: int, length: int, advice: int) -> None:
+        asked.append((start, length))
+        real(descriptor, start, length, advice)
+
+    monkeypatch.setattr(os, "posix_fadvise", advise)
+    pieces = [bytes([number]) * (3 * 2**20) for number in range(8)]
+    with atomic(tmp_path / "long") as file, syncing_early(file) as written:
+        for piece in pieces:
+            file.write(piece)
+            written()
+    assert asked == [(0, 9 * 2**20), (9 * 2**20, 9 * 2**20)]
+    assert (tmp_path / "long").read_bytes() == b"".join(pieces)

@@ -48,6 +48,8 @@ def test_the_folder_names_recipe_class_objective_and_seed(recipe: Recipe, tmp_pa
     assert open_run(tmp_path, recipe, "low/mid", "hsc:l1", 3) == run
     assert find_runs([tmp_path]) == [run]
     assert slug("T-shirt/top") == "T-shirt-top"
+    point = open_run(tmp_path, replace(recipe, name="sizes/oe_size=64,blur=2"), "low/mid", "hsc", 3)
+    assert point.folder == tmp_path / "sizes" / "oe_size=64,blur=2" / "low-mid" / "hsc" / "seed3"
 
 
 def test_another_recipes_run_is_refused_with_what_differs(recipe: Recipe, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from sklearn.datasets import load_sample_images
 from torch import nn
 
 from fastad import networks, shard, tune
-from fastad import train as train_module
+from fastad import outcome as outcome_module
 from fastad.augment import AugmentSpec
 from fastad.dali import LoaderSpec
 from fastad.evaluate import read_scores
@@ -229,7 +229,7 @@ def test_scores_are_the_same_whatever_the_settings_tuned_or_not(
     streamed: Recipe, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(tune, "SECONDS_A_SETTING", 0.01)
-    monkeypatch.setattr(train_module, "write_examples", lambda *_: None)
+    monkeypatch.setattr(outcome_module, "write_examples", lambda *_: None)
     found = []
     settings = (LoaderSpec(1, 1), LoaderSpec(3, 4), LoaderSpec())
     for number, loader in enumerate(settings):

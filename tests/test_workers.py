@@ -194,3 +194,25 @@ def test_ray_is_refused_in_one_line(converter: Path, tmp_path: Path, monkeypatch
     with pytest.raises(FastadError, match=r"is not installed: pip install 'fastad\[ray\]'"):
         convert(str(converter), None, tmp_path, ray="local")
     assert not list(tmp_path.iterdir())
+
+
+def threads_and_modules(job: int) -> tuple[str | None, bool]:
+    return os.environ.get("OMP_NUM_THREADS"), "colorsys" in sys.modules
+
+
+AHEAD = """
+import os
+from fastad.workers import import_ahead, over_processes
+from test_workers import threads_and_modules
+if __name__ == "__main__":
+    import_ahead(["colorsys"])
+    print(list(over_processes(threads_and_modules, iter(range(2)), 2)), os.environ.get("OMP_NUM_THREADS"))
+"""
+
+
+def test_workers_have_one_thread_and_what_was_imported_ahead() -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    path = os.pathsep.join((str(Path(__file__).parent), environment.get("PYTHONPATH", "")))
+    command = [sys.executable, "-c", AHEAD]
+    found = subprocess.run(command, env=environment | {"PYTHONPATH": path}, capture_output=True, text=True, timeout=60)
+    assert found.stdout.strip() == "[('1', True), ('1', True)] None", found.stderr
