@@ -141,8 +141,8 @@ def plain_transforms(spec: AugmentSpec, size_px: int, oe: bool, *, crop_first: b
     if spec.crop_padding_px > 0 or spec.crop_px > 0:
         moves.append(v2.RandomCrop(size_px, padding=spec.crop_padding_px or None))
     jitter = [v2.ColorJitter(spec.brightness, spec.contrast, spec.saturation, spec.hue_turns)] if spec.jitters else []
-    resize = [v2.Resize(spec.resize_px)] if spec.resize_px else []
-    transforms: list[Any] = [*resize, *((*moves[::-1], *jitter) if crop_first else (*jitter, *moves))]
+    transforms: list[Any] = [v2.Resize(spec.resize_px)] if spec.resize_px else []
+    transforms += [*moves[::-1], *jitter] if crop_first else [*jitter, *moves]
     if oe and spec.oe_blur_sigma_px > 0:
         window = 2 * int(np.ceil(3 * spec.oe_blur_sigma_px)) + 1
         transforms.append(v2.GaussianBlur(window, spec.oe_blur_sigma_px))

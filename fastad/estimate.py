@@ -142,15 +142,15 @@ def _sources(
     sources, images, seconds = [], 0, 0.0
     decoding = Decoding(recipe.augment, device, recipe.loader)
     for stream, reader in zip(plan.streams, readers, strict=False):
-        faults, kept = stream_faults(recipe, stream), None
+        origin, kept = Origin(reader, stream_faults(recipe, stream)), None
         if held[stream.name]:
             if reader.is_encoded:  # the first images also wait for DALI to begin
-                hold(Origin(reader, faults), stream.rows[:1], decoding)
+                hold(origin, stream.rows[:1], decoding)
             started = time.perf_counter()
-            kept = hold(Origin(reader, faults), stream.rows, decoding)
+            kept = hold(origin, stream.rows, decoding)
             if reader.is_encoded:
                 images, seconds = images + len(kept.rows), seconds + time.perf_counter() - started
-        sources.append(Source(reader, kept, faults))
+        sources.append(Source(reader, kept, origin.faults))
     return sources, seconds / max(images, 1)
 
 
@@ -183,8 +183,7 @@ def _measured_scoring(
     """Seconds for an image of the test by all members."""
     source = Source(sets.nominal)
     if is_held:
-        decoding = Decoding(recipe.augment, device, recipe.loader)
-        source = replace(source, held=hold(Origin(sets.nominal, source.faults), rows, decoding))
+        source = replace(source, held=hold(source.origin, rows, Decoding(recipe.augment, device, recipe.loader)))
     started = time.perf_counter()
     batches = evaluation_batches(source, rows, target, recipe.augment, device, loader=recipe.loader)
     score_batches([(member.model, member.objective) for member in members], batches)
