@@ -1,15 +1,15 @@
-"""Speed as a ratio to a plain PyTorch + torchvision loop, both measured in turns in the same run.
+"""Speed as a ratio to plain PyTorch and torchvision, both measured in turns in the same run: a recipe's batches.
 
-Owns the measurements and the plain loops they are compared with: a data set of per-image torchvision transforms in a
-`DataLoader` with as many workers as there are cores, and an eager float32 step with PyTorch's default Adam.
-Use: `measure_step(load("digits"), shards, device, repeats=5)["group_ratio"]`.
+Owns what benchmarks share: rates, and the plain batches they are compared with, from a data set of per-image
+torchvision transforms in a `DataLoader` with as many workers as there are cores. Steps are `fastad.bench_step`'s.
+Use: `measure_loader(load("digits"), shards, device, repeats=5)["loader_ratio"]`.
 """
 
 import itertools
 import os
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
@@ -21,9 +21,6 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
 from fastad.augment import AugmentSpec
-from fastad.group import Workbench, step
-from fastad.networks import build
-from fastad.objectives import Objective, find
 from fastad.pipeline import Batch, train_batches
 from fastad.plan import Plan
 from fastad.progress import progress
@@ -35,6 +32,9 @@ WARM_UP_BATCHES = 5
 SECONDS_A_MEASUREMENT = 3.0
 ENDLESS_EPOCHS = 1_000_000
 
+# The plain loaders hold no more images of a stream than these, decoded.
+PLAIN_IMAGES = 8_192
+
 Rates = dict[str, list[float]]
 
 
@@ -43,9 +43,9 @@ def measure_loader(recipe: Recipe, shards: Path, device: torch.device, repeats: 
 
     Returns `loader_ratio` with both rates (median of n), each measurement, and the rate of bare positional reads.
     """
-    sets, plan = _sets_and_plan(recipe, shards)
-    batches = _batches(recipe, sets, plan, device)
-    plain = _plain_batches(plan, sets, recipe, device)
+    sets, plan = sets_and_plan(recipe, shards)
+    batches = batches_of(recipe, sets, plan, device)
+    plain = plain_batches(plan, sets, recipe, device)
     rows = itertools.cycle(plan.epoch(0)[0])
     rates = _in_turns(
         {
@@ -59,48 +59,14 @@ def measure_loader(recipe: Recipe, shards: Path, device: torch.device, repeats: 
     return _report(recipe, plan, device, rates, {"loader_ratio": ("fastad", "plain")})
 
 
-def measure_step(recipe: Recipe, shards: Path, device: torch.device, repeats: int) -> dict[str, Any]:
-    """Images per second of training, data included: one objective and the recipe's whole group, against plain loops.
-
-    `single_ratio`: the first objective against a plain loop of it. `group_ratio`: all objectives on shared batches
-    against one plain loop after another; images count once for each objective, since each is trained on them.
-    """
-    sets, plan = _sets_and_plan(recipe, shards)
-    workbench = Workbench(recipe, sets.shape_hwc, device)
-    compiled = workbench.compiles(recipe.optim.epochs * plan.steps_per_epoch)
-    objectives = [find(name) for name in recipe.objectives]
-    members = [workbench.member(objective, 1, compiled) for objective in objectives]
-    batches = _batches(recipe, sets, plan, device, compiled=compiled)
-
-    def group_step(size: int) -> int:
-        batch = next(batches)
-        step(members[:size], batch)
-        return size * len(batch.row)
-
-    plain_steps = [_plain_step(objective, plan, sets, recipe, device) for objective in objectives]
-    rates = _in_turns(
-        {
-            "fastad_single": lambda: group_step(1),
-            "plain_single": plain_steps[0],
-            "fastad_group": lambda: group_step(len(members)),
-            "plain_group": lambda: sum(plain() for plain in plain_steps),
-        },
-        repeats,
-        device,
-    )
-    ratios = {"single_ratio": ("fastad_single", "plain_single"), "group_ratio": ("fastad_group", "plain_group")}
-    found = _report(recipe, plan, device, rates, ratios)
-    return found | {"objectives": list(recipe.objectives), "compiled": compiled, "precision": workbench.precision}
-
-
-def _sets_and_plan(recipe: Recipe, shards: Path) -> tuple[Sets, Plan]:
+def sets_and_plan(recipe: Recipe, shards: Path) -> tuple[Sets, Plan]:
     """The recipe's sets and an endless plan for its first class."""
     sets = open_sets(recipe, shards)
     plan = make_plan(recipe, sets, sets.nominal.manifest.classes[0], seed=1)
     return sets, replace(plan, epochs=ENDLESS_EPOCHS)
 
 
-def _batches(
+def batches_of(
     recipe: Recipe, sets: Sets, plan: Plan, device: torch.device, *, compiled: bool | None = None
 ) -> Iterator[Batch]:
     sources = training_sources(recipe, sets, plan, device)
@@ -121,10 +87,12 @@ def _in_turns(works: dict[str, Callable[[], int]], repeats: int, device: torch.d
     return rates
 
 
-def rate(work: Callable[[], int], device: torch.device) -> float:
-    """Images per second of calling `work` over and over; waits for the device before it stops the clock."""
+def rate(work: Callable[[], int], device: torch.device, seconds: float | None = None) -> float:
+    """Images per second of calling `work` over and over, for `seconds` or those of every measurement; waits for the
+    device before it stops the clock."""
+    seconds = SECONDS_A_MEASUREMENT if seconds is None else seconds
     images, started = 0, time.perf_counter()
-    while time.perf_counter() - started < SECONDS_A_MEASUREMENT:
+    while time.perf_counter() - started < seconds:
         images += work()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -149,10 +117,12 @@ def _report(
 
 
 class _PlainImages(Dataset[torch.Tensor]):
-    """Images in memory, transformed one by one, as torchvision's own data sets do it."""
+    """Images in memory [H, W, C], transformed one by one, as torchvision's own data sets do it."""
 
-    def __init__(self, images: np.ndarray, transform: Callable[[torch.Tensor], torch.Tensor]) -> None:
-        self.images = torch.from_numpy(images).permute(0, 3, 1, 2)
+    def __init__(
+        self, images: np.ndarray | Sequence[np.ndarray], transform: Callable[[torch.Tensor], torch.Tensor]
+    ) -> None:
+        self.images = [torch.from_numpy(image).permute(2, 0, 1) for image in images]
         self.transform = transform
 
     def __len__(self) -> int:
@@ -162,16 +132,17 @@ class _PlainImages(Dataset[torch.Tensor]):
         return self.transform(self.images[index])
 
 
-def plain_transforms(spec: AugmentSpec, size_px: int, oe: bool) -> list[Any]:
-    """The augmentation as a list of torchvision transforms of uint8 images; those that it does not ask for are left
-    out. What moves pixels comes first, so that no more of them than needed are changed."""
-    transforms: list[Any] = []
-    if spec.crop_padding_px > 0 or spec.crop_px > 0:
-        transforms.append(v2.RandomCrop(size_px, padding=spec.crop_padding_px or None))
+def plain_transforms(spec: AugmentSpec, size_px: int, oe: bool, *, crop_first: bool = False) -> list[Any]:
+    """The augmentation as a list of torchvision transforms of uint8 images, in the paper's order; those that it does
+    not ask for are left out. `crop_first`: no more pixels are changed than are needed."""
+    moves: list[Any] = []
     if spec.flip_probability > 0:
-        transforms.append(v2.RandomHorizontalFlip(spec.flip_probability))
-    if spec.jitters:
-        transforms.append(v2.ColorJitter(spec.brightness, spec.contrast, spec.saturation, spec.hue_turns))
+        moves.append(v2.RandomHorizontalFlip(spec.flip_probability))
+    if spec.crop_padding_px > 0 or spec.crop_px > 0:
+        moves.append(v2.RandomCrop(size_px, padding=spec.crop_padding_px or None))
+    jitter = [v2.ColorJitter(spec.brightness, spec.contrast, spec.saturation, spec.hue_turns)] if spec.jitters else []
+    resize = [v2.Resize(spec.resize_px)] if spec.resize_px else []
+    transforms: list[Any] = [*resize, *((*moves[::-1], *jitter) if crop_first else (*jitter, *moves))]
     if oe and spec.oe_blur_sigma_px > 0:
         window = 2 * int(np.ceil(3 * spec.oe_blur_sigma_px)) + 1
         transforms.append(v2.GaussianBlur(window, spec.oe_blur_sigma_px))
@@ -183,7 +154,7 @@ def plain_transforms(spec: AugmentSpec, size_px: int, oe: bool) -> list[Any]:
     return transforms
 
 
-def _plain_batches(
+def plain_batches(
     plan: Plan, sets: Sets, recipe: Recipe, device: torch.device
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Balanced batches the plain way: a loader each for nominal and OE images, joined; without end."""
@@ -194,9 +165,18 @@ def _plain_batches(
     for place, (reader, rows, size) in enumerate(streams):
         size_px = recipe.augment.crop_px or reader.manifest.shape_hwc[0]
         transform = v2.Compose(plain_transforms(recipe.augment, size_px, oe=place >= 1))
-        images = _PlainImages(reader.pixels(rows), transform)
+        images = _PlainImages(reader.arrays(rows[:PLAIN_IMAGES]), transform)
         loaders.append(
-            DataLoader(images, size, shuffle=True, drop_last=True, num_workers=workers, persistent_workers=True)
+            # By forking, also where this process was spawned, or each worker would import all anew.
+            DataLoader(
+                images,
+                size,
+                shuffle=True,
+                drop_last=True,
+                num_workers=workers,
+                persistent_workers=True,
+                multiprocessing_context="fork",
+            )
         )
     target = torch.cat([torch.full((size,), float(place)) for place, (_, _, size) in enumerate(streams)]).to(device)
     with warnings.catch_warnings():
@@ -209,24 +189,3 @@ def _plain_batches(
 def _endless(loader: DataLoader[torch.Tensor]) -> Iterator[torch.Tensor]:
     while True:
         yield from loader
-
-
-def _plain_step(
-    objective: Objective, plan: Plan, sets: Sets, recipe: Recipe, device: torch.device
-) -> Callable[[], int]:
-    """One eager step of one objective on its own batches: default memory format, float32, default Adam."""
-    model = build(recipe.network, sets.shape_hwc, objective.output_width, seed=1)
-    model = model.to(device).to(memory_format=torch.contiguous_format)
-    optimizer = torch.optim.Adam(model.parameters(), lr=recipe.optim.lr, weight_decay=recipe.optim.weight_decay)
-    batches = _plain_batches(plan, sets, recipe, device)
-
-    def plain_step() -> int:
-        images, target = next(batches)
-        seen = None if objective.uses_oe else plan.nominal.batch
-        optimizer.zero_grad()
-        loss = objective.loss(model(images[:seen]), target[:seen]).mean()
-        loss.backward()
-        optimizer.step()
-        return len(target)
-
-    return plain_step

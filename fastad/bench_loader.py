@@ -9,7 +9,7 @@ import itertools
 import os
 import tempfile
 import warnings
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,7 +28,9 @@ from torchvision.transforms import v2
 from fastad import shard
 from fastad.augment import AugmentSpec
 from fastad.bench import ENDLESS_EPOCHS, WARM_UP_BATCHES, plain_transforms, rate
-from fastad.dali import Faults, LoaderSpec
+from fastad.dali import Decoding, LoaderSpec
+from fastad.errors import unknown
+from fastad.faults import Faults, Origin
 from fastad.listing import Converter
 from fastad.manifest import Manifest, Sample, open_set
 from fastad.pipeline import Source, train_batches
@@ -39,8 +41,7 @@ from fastad.resident import hold
 from fastad.run import environment
 from fastad.seeds import generator
 
-# A plain worker's batch of 256 photographs is seconds of work, too coarse to measure; smaller ones cost no more.
-BATCH, PLAIN_BATCH = 128, 32
+BATCH = 128
 PHOTOGRAPHS, SMALL_IMAGES = 2_048, 20_000
 
 # Batches after which the process's memory is read: once all is warm, and much later.
@@ -63,47 +64,50 @@ Decode = str | Callable[[str, bytes], torch.Tensor | None]
 class Case:
     """What is measured: batches of a set, half of them as OE, augmented as `spec` says, `resident` or made by DALI.
 
-    `decode`: how webdataset decodes the same for the plain loader.
+    `decode`: how webdataset decodes the same for the plain loader; `plain_batch`: how many images of it are a batch.
     """
 
     set_name: str
     spec: AugmentSpec
     decode: Decode
     resident: bool = False
+    plain_batch: int = 2 * BATCH
 
 
-def measure_cases(device: torch.device, repeats: int) -> dict[str, Any]:
+def measure_cases(device: torch.device, repeats: int, names: Sequence[str] = ()) -> dict[str, Any]:
     """Ratios of images per second to those of webdataset and torchvision in a `DataLoader` with a worker for each core,
-    from the same shards, medians of `repeats` measured in turns; with each its rates beside it.
+    from the same shards, medians of `repeats` measured in turns; with each its rates beside it. `names`: of `CASES`,
+    all where there are none.
 
-    - `photographs_ratio`: JPEGs of 341×256 px, the paper's whole augmentation, against Pillow's decoder.
+    - `photographs_ratio`: JPEGs of 341×256 px, the paper's whole augmentation in its order, against Pillow's decoder;
+      `photographs_to_crop_first_ratio`: against the same that crops before it jitters.
     - `decode_ratio`: the same JPEGs, only cropped, flipped and normalised, against torchvision's decoder.
     - `small_ratio`: 32 px colour images, augmented as the paper's CIFAR-10.
     - `grey_ratio`: 28 px grey images, not augmented; `grey_to_reader_ratio`: the same to bare reads of the shards.
+    - `small_resident_to_dali_ratio`, `grey_resident_to_dali_ratio`: images that are held, to those that DALI streams.
     - `resident_mib`: the process's memory after some batches of 32 px by DALI, and after many more.
     """
+    for name in names:
+        if name not in CASES:
+            raise unknown("case", name, CASES)
     found: dict[str, Any] = {}
     each: dict[str, list[float]] = {}
+    cases = {name: case for name, case in CASES.items() if not names or name in names}
     with tempfile.TemporaryDirectory() as temporary:
         home = Path(temporary)
         (raw := home / "raw").mkdir()
-        for name, samples in SETS.items():
-            _convert(name, samples(raw), home)
-        for name, case in CASES.items():
+        for set_name in dict.fromkeys(case.set_name for case in cases.values()):
+            _convert(set_name, SETS[set_name](raw), home)
+        for name, case in cases.items():
             manifest = open_set(home / case.set_name)
-            works: dict[str, Callable[[], Generator[int, None, None]]] = {
-                name: functools.partial(_batches, case, manifest, device),
-                f"plain_{name}": functools.partial(_plain_batches, case, manifest, device),
-            }
-            if manifest.common_shape_hwc is not None:
-                works[f"{name}_reader"] = functools.partial(_reads, manifest)
+            works = _works(name, case, manifest, device)
             each |= (rates := _in_turns(name, works, repeats, device))
             medians = {key: median(values) for key, values in rates.items()}
-            found[f"{name}_ratio"] = round(medians[name] / medians[f"plain_{name}"], 2)
-            if f"{name}_reader" in medians:
-                found[f"{name}_to_reader_ratio"] = round(medians[name] / medians[f"{name}_reader"], 2)
+            ratios = {ratio: under for ratio, under in _ratios(name).items() if under in medians}
+            found |= {ratio: round(medians[name] / medians[under], 2) for ratio, under in ratios.items()}
             found |= {f"{key}_images_per_s": round(value, 1) for key, value in medians.items()}
-        found["resident_mib"] = _memory(replace(CASES["small"], resident=False), open_set(home / "small"), device)
+            if name == "small":
+                found["resident_mib"] = _memory(replace(case, resident=False), manifest, device)
     return found | {
         "each_images_per_s": {name: [round(value, 1) for value in values] for name, values in each.items()},
         "repeats": repeats,
@@ -111,6 +115,33 @@ def measure_cases(device: torch.device, repeats: int) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "plain_workers": _cores(),
         "environment": environment(device),
+    }
+
+
+def _works(
+    name: str, case: Case, manifest: Manifest, device: torch.device
+) -> dict[str, Callable[[], Generator[int, None, None]]]:
+    """What is measured for a case, in turns, by what its rates are called."""
+    works: dict[str, Callable[[], Generator[int, None, None]]] = {
+        name: functools.partial(_batches, case, manifest, device),
+        f"plain_{name}": functools.partial(_plain_batches, case, manifest, device),
+    }
+    if case.spec.jitters and case.spec.crop_px and not case.resident:
+        works[f"plain_{name}_crop_first"] = functools.partial(_plain_batches, case, manifest, device, crop_first=True)
+    if case.resident:
+        works[f"{name}_by_dali"] = functools.partial(_batches, replace(case, resident=False), manifest, device)
+    if manifest.common_shape_hwc is not None:
+        works[f"{name}_reader"] = functools.partial(_reads, manifest)
+    return works
+
+
+def _ratios(name: str) -> dict[str, str]:
+    """The ratios that a case may have, and which rate its own is divided by."""
+    return {
+        f"{name}_ratio": f"plain_{name}",
+        f"{name}_to_crop_first_ratio": f"plain_{name}_crop_first",
+        f"{name}_resident_to_dali_ratio": f"{name}_by_dali",
+        f"{name}_to_reader_ratio": f"{name}_reader",
     }
 
 
@@ -172,9 +203,9 @@ def _batches(case: Case, manifest: Manifest, device: torch.device) -> Generator[
     reader = ShardReader(manifest)
     rows = np.arange(len(manifest.key))
     plan = Plan((Stream("nominal", rows[::2], BATCH), Stream("oe", rows[1::2], BATCH)), 1, ENDLESS_EPOCHS)
+    origin, decoding = Origin(reader, Faults()), Decoding(case.spec, device, LoaderSpec())
     sources = [
-        Source(reader, hold(reader, stream.rows, case.spec, device, LoaderSpec(), Faults()) if case.resident else None)
-        for stream in plan.streams
+        Source(reader, hold(origin, stream.rows, decoding) if case.resident else None) for stream in plan.streams
     ]
     with closing(train_batches(plan, sources, case.spec, device)) as batches:
         for batch in batches:
@@ -196,17 +227,20 @@ def _torchvision(key: str, data: bytes) -> torch.Tensor | None:
 
 
 CASES = {
-    "photographs": Case("photographs", replace(IMAGENET, noise_std=0.001, **JITTER), "pil"),
+    # A plain batch of 256 augmented photographs is 0.8 s of two workers' time, too coarse to measure.
+    "photographs": Case("photographs", replace(IMAGENET, noise_std=0.001, **JITTER), "pil", plain_batch=32),
     "decode": Case("photographs", IMAGENET, _torchvision),
     "small": Case("small", CIFAR, "pil", resident=True),
     "grey": Case("grey", AugmentSpec(), "pil", resident=True),
 }
 
 
-def _plain_batches(case: Case, manifest: Manifest, device: torch.device) -> Generator[int, None, None]:
-    """The same work by webdataset, torchvision and a `DataLoader`; without end."""
+def _plain_batches(
+    case: Case, manifest: Manifest, device: torch.device, *, crop_first: bool = False
+) -> Generator[int, None, None]:
+    """The same work as webdataset's and torchvision's guides do it, images joined by a `DataLoader`; without end."""
     extension = manifest.extension[0].decode()
-    transform = v2.Compose([v2.ToImage(), *plain_transforms(case.spec, case.spec.crop_px, oe=False)])
+    transforms = plain_transforms(case.spec, case.spec.crop_px, oe=False, crop_first=crop_first)
     shards = [str(manifest.shard_path(number)) for number in range(len(manifest.shards))]
     with warnings.catch_warnings():
         # It warns of workers beyond the number of cores, and of forking what has threads.
@@ -216,15 +250,10 @@ def _plain_batches(case: Case, manifest: Manifest, device: torch.device) -> Gene
             .shuffle(1_000)
             .decode(case.decode)
             .to_tuple(extension)
-            .map_tuple(transform)
-            .batched(PLAIN_BATCH, collation_fn=_stacked)
+            .map_tuple(v2.Compose([v2.ToImage(), *transforms]))
         )
-        for batch in DataLoader(images, batch_size=None, num_workers=_cores()):
+        for (batch,) in DataLoader(images, batch_size=case.plain_batch, num_workers=_cores()):
             yield len(batch.to(device))
-
-
-def _stacked(samples: list[tuple[torch.Tensor]]) -> torch.Tensor:
-    return torch.stack([image for (image,) in samples])
 
 
 def _cores() -> int:

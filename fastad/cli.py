@@ -245,13 +245,13 @@ def evaluate(
     as_json: JsonOption = False,
 ) -> None:
     """Show the metrics of finished runs with their intervals, one by one and over seeds."""
-    from fastad.report import finished_results
+    from fastad.results import finished_results
 
     _print_results(finished_results(folders), as_json)
 
 
 def _print_results(results: Sequence["RunResult"], as_json: bool) -> None:
-    from fastad.report import results_json, results_table
+    from fastad.results import results_json, results_table
 
     if as_json:
         print(json.dumps(results_json(results)))
@@ -264,9 +264,9 @@ def _print_results(results: Sequence["RunResult"], as_json: bool) -> None:
 @app.command()
 def report(
     folders: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Run folders, or folders of runs")],
-    out: Annotated[Path, typer.Option("--out", help="Folder for report.md and report.html")] = Path("report"),
+    out: Annotated[Path, typer.Option("--out", help="Folder for the report's files")] = Path("report"),
 ) -> None:
-    """Write a report of finished runs: report.md and one self-contained report.html."""
+    """Write a report of finished runs: report.md, one self-contained report.html, the paper's tables and figures."""
     from fastad.report import write_report
 
     for path in write_report(folders, out):
@@ -291,7 +291,6 @@ def quickstart(
 bench = typer.Typer(no_args_is_help=True, help="Measure speed against a plain PyTorch loop in the same run.")
 app.add_typer(bench, name="bench")
 
-RecipeArgument = Annotated[str, typer.Argument(help="A recipe fastad ships, or the path of a .toml file")]
 RepeatsOption = Annotated[int, typer.Option(min=1, help="Measurements of either side, taken in turns")]
 
 
@@ -301,6 +300,9 @@ def bench_loader(
         str | None, typer.Argument(help="A recipe's sets in place of the benchmark's own, which it makes")
     ] = None,
     repeats: RepeatsOption = 5,
+    case: Annotated[
+        list[str] | None, typer.Option(help="Of the benchmark's own, only these (repeatable) [default: all]")
+    ] = None,
     set_: SetOption = None,
     shards: ShardsOption = None,
     device: DeviceOption = "auto",
@@ -313,8 +315,10 @@ def bench_loader(
 
         if set_ or shards:
             raise FastadError("bench loader makes its own sets without a recipe: name one to use --set or --shards")
-        _print_figures(measure_cases(choose_device(device), repeats), as_json)
+        _print_figures(measure_cases(choose_device(device), repeats, case or ()), as_json)
         return
+    if case:
+        raise FastadError("bench loader: --case is for the benchmark's own sets, and a recipe is named: leave out one")
     from fastad.bench import measure_loader
 
     _bench(measure_loader, recipe, repeats, set_, shards, device, as_json)
@@ -322,15 +326,30 @@ def bench_loader(
 
 @bench.command("step")
 def bench_step(
-    recipe: RecipeArgument = "digits",
+    recipe: Annotated[
+        str | None, typer.Argument(help="A recipe's network and sets in place of every network on images made here")
+    ] = None,
+    network: Annotated[
+        list[str] | None, typer.Option("--network", help="Without a recipe: this network only (repeatable)")
+    ] = None,
     repeats: RepeatsOption = 5,
     set_: SetOption = None,
     shards: ShardsOption = None,
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
-    """Images per second of training, against a plain eager PyTorch loop fed by a DataLoader."""
-    from fastad.bench import measure_step
+    """Speed of training groups of objectives, against plain eager PyTorch loops fed by a DataLoader."""
+    if recipe is None:
+        from fastad.bench_step import measure_networks
+        from fastad.run import choose_device
+
+        if set_ or shards:
+            raise FastadError("bench step makes its own sets without a recipe: name one to use --set or --shards")
+        _print_figures(measure_networks(choose_device(device), repeats, network or ()), as_json)
+        return
+    if network:
+        raise FastadError("bench step measures a recipe's network: leave --network out, or the recipe")
+    from fastad.bench_step import measure_step
 
     _bench(measure_step, recipe, repeats, set_, shards, device, as_json)
 

@@ -1,16 +1,16 @@
 """DALI's part of a batch: decoding, resizing, cropping and flipping, on a GPU or on the CPU.
 
-Owns the graph, its feeding from a reader, and what becomes of images that DALI cannot decode; values of pixels are
-`fastad.pixels`'.
-Use: `for crops in dali_crops(reader, wanted, spec, device, LoaderSpec(), Faults()): ...`.
+Owns the graph, its feeding from readers, and beginning anew past images that DALI refuses; values of pixels are
+`fastad.pixels`', which image stands in for a bad one `fastad.faults`'.
+Use: `for crops in dali_crops(origins, wanted, Decoding(spec, device, LoaderSpec())): ...`.
 """
 
 import itertools
 import warnings
-from collections import deque
-from collections.abc import Generator, Iterable, Iterator
-from contextlib import closing
-from dataclasses import dataclass, field, fields, replace
+from collections import defaultdict, deque
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple, Self
 
 import numpy as np
@@ -19,10 +19,9 @@ from torch import Tensor
 
 from fastad.ahead import ahead
 from fastad.augment import AugmentSpec, Draws, Geometry, place
-from fastad.encode import BadImage, check
 from fastad.errors import FastadError
+from fastad.faults import Origin, note_bad, note_cut, reason
 from fastad.feed import Wanted, in_order
-from fastad.progress import say
 from fastad.reader import ShardReader
 
 BAD_IMAGES = ("replace", "stop")
@@ -50,54 +49,24 @@ class LoaderSpec:
         """The settings that have no value."""
         return [item.name for item in fields(self) if item.name in TUNED and getattr(self, item.name) == item.default]
 
-    def settled(self) -> "LoaderSpec":
-        """With values for what is left open: as many threads as PyTorch has, and DALI's own defaults."""
+    def settled(self, device: torch.device) -> "LoaderSpec":
+        """With values for what is left open: as many threads as PyTorch has; DALI's own defaults on a GPU; and on a
+        CPU one batch, as what is decoded meanwhile takes the cores from what finishes images (README, Development)."""
         values: dict[str, Any] = {
             "threads": torch.get_num_threads(),
-            "prefetch": 2,
+            "prefetch": 2 if device.type == "cuda" else 1,
             "hw_decoder_load": 0.65,
         }
         return replace(self, **{name: values[name] for name in self.left_open()})
 
-    def for_each_of(self, streams: int) -> "LoaderSpec":
-        """What each of so many streams is decoded with: more threads than cores would wait for each other."""
-        settled = self.settled()
-        return replace(settled, threads=max(1, settled.threads // max(1, streams)))
 
+@dataclass(frozen=True, slots=True)
+class Decoding:
+    """What becomes of encoded images: sizes and crops as `spec` says, on `device`, with the settings of `loader`."""
 
-@dataclass(eq=False)
-class Faults:
-    """The images of a stream that cannot be decoded. `others` [n]: the stream's rows, of which each may stand in for
-    the one before it, the first for the last; empty: none may, as in testing.
-
-    `stand_in`: bad row → the row after it, which may be bad itself; `reason`: bad row → what is wrong with it; `whole`:
-    rows that look cut but decode. Which row stands in depends on `others` and the images alone, so that it is the same
-    for every executor, rank and resume.
-    """
-
-    others: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=np.int64))
-    stand_in: dict[int, int] = field(default_factory=dict)
-    reason: dict[int, str] = field(default_factory=dict)
-    whole: set[int] = field(default_factory=set)
-
-    def sound(self, rows: np.ndarray) -> np.ndarray:
-        """The rows, others for those that are known to be bad."""
-        return np.array([self.replaced(row) for row in rows.tolist()], dtype=np.int64) if self.stand_in else rows
-
-    def note(self, row: int, reason: str) -> int | None:
-        """Notes a bad row and returns the one that stands in for it; None, and nothing is noted, where none can."""
-        place_ = np.flatnonzero(self.others == row)
-        following = int(self.others[(place_[0] + 1) % len(self.others)]) if len(place_) else row
-        if (stand_in := self.replaced(following)) == row:
-            return None
-        self.reason[row], self.stand_in[row] = reason, following
-        return stand_in
-
-    def replaced(self, row: int) -> int:
-        """The row, or what stands in for it."""
-        while row in self.stand_in:
-            row = self.stand_in[row]
-        return row
+    spec: AugmentSpec
+    device: torch.device
+    loader: LoaderSpec
 
 
 class Crops(NamedTuple):
@@ -111,57 +80,92 @@ class Crops(NamedTuple):
 
 
 def dali_crops(
-    reader: ShardReader,
-    wanted: Iterator[Wanted],
-    spec: AugmentSpec,
-    device: torch.device,
-    loader: LoaderSpec,
-    faults: Faults,
-) -> Generator[Crops, None, None]:
-    """The crops of what is wanted, in order; their memory is DALI's, and valid until the next are asked for.
+    origins: Sequence[Origin], wanted: Sequence[Iterator[Wanted]], decoding: Decoding
+) -> Generator[tuple[Crops, ...], None, None]:
+    """The crops of what is wanted of each origin, in order; their memory is DALI's, and valid until the next are asked
+    for. Origins that need the same of DALI share a pipeline: two would wait for each other by turns.
 
-    Images that cannot be decoded are noted in `faults`, said, and replaced as it says; or they stop it with a
-    `FastadError` that names them, where none may stand in.
+    Images that cannot be decoded are noted in the origin's faults, said, and replaced as they say; or they stop it with
+    a `FastadError` that names them, where none may stand in.
     """
-    with closing(_executed(reader, wanted, spec, device, loader, faults, crops=True)) as executed:
-        for made, read in executed:
-            pixels = torch.from_dlpack(made.as_tensor())
-            yield Crops(pixels, read.wanted.rows, read.wanted.draws, read.geometry.inside())
+    loader = decoding.loader.settled(decoding.device)
+    groups: dict[_Kind, list[int]] = defaultdict(list)
+    for number, origin in enumerate(origins):
+        groups[_kind(origin.reader, decoding.spec)].append(number)
+    # More threads than cores would wait for each other.
+    decoding = replace(decoding, loader=replace(loader, threads=max(1, loader.threads // max(1, len(groups)))))
+    with ExitStack() as opened:
+        made = []
+        for numbers in groups.values():
+            together = zip(*(wanted[number] for number in numbers), strict=True)
+            some = _executed([origins[number] for number in numbers], together, decoding, crops=True)
+            batches = opened.enter_context(closing(some))
+            made.append((numbers, (_crops(torch.from_dlpack(pixels.as_tensor()), read) for pixels, read in batches)))
+        yield from merged(made)
+
+
+def merged(made: Sequence[tuple[Sequence[int], Iterator[tuple[Crops, ...]]]]) -> Iterator[tuple[Crops, ...]]:
+    """Each batch's crops in the streams' order, from several that make them, of the streams with those numbers."""
+    order = np.argsort([number for numbers, _ in made for number in numbers]).tolist()
+    for batch in zip(*(crops for _, crops in made), strict=True):
+        parts = list(itertools.chain.from_iterable(batch))
+        yield tuple(parts[place] for place in order)
 
 
 def whole_images(
-    reader: ShardReader,
-    rows: np.ndarray,
-    spec: AugmentSpec,
-    device: torch.device,
-    loader: LoaderSpec,
-    faults: Faults,
-    *,
-    batch: int,
+    origin: Origin, rows: np.ndarray, decoding: Decoding, *, batch: int
 ) -> Generator[list[Tensor], None, None]:
     """The images of rows, `batch` at a time, decoded and resized but not cropped: uint8 [H, W, C] each, else as
     `dali_crops`."""
-    with closing(_executed(reader, in_order(rows, batch), spec, device, loader, faults, crops=False)) as executed:
+    wanted = ((part,) for part in in_order(rows, batch))
+    decoding = replace(decoding, loader=decoding.loader.settled(decoding.device))
+    with closing(_executed([origin], wanted, decoding, crops=False)) as executed:
         for made, _ in executed:
             yield [torch.from_dlpack(made[place]) for place in range(len(made))]
 
 
+class _Kind(NamedTuple):
+    """What a graph does, beyond what the spec says: images of one kind can share it."""
+
+    encoded: bool
+    channels: int
+    resizes: bool
+
+
+def _kind(reader: ShardReader, spec: AugmentSpec) -> _Kind:
+    resizes = bool(spec.resize_px) and reader.has_short_side_other_than(spec.resize_px)
+    return _Kind(reader.is_encoded, reader.manifest.channels, resizes)
+
+
+class _Read(NamedTuple):
+    """What DALI gets of an origin's part of a batch: encoded images or pixels, and how they are moved."""
+
+    wanted: Wanted
+    images: "list[np.ndarray] | np.ndarray"
+    geometry: Geometry
+
+
+_Batch = tuple[_Read, ...]
+
+
+def _crops(pixels: Tensor, read: _Batch) -> tuple[Crops, ...]:
+    parts = pixels.split([len(part.wanted.rows) for part in read])
+    return tuple(
+        Crops(some, part.wanted.rows, part.wanted.draws, part.geometry.inside())
+        for some, part in zip(parts, read, strict=True)
+    )
+
+
 def _executed(
-    reader: ShardReader,
-    wanted: Iterator[Wanted],
-    spec: AugmentSpec,
-    device: torch.device,
-    loader: LoaderSpec,
-    faults: Faults,
-    *,
-    crops: bool,
-) -> "Generator[tuple[Any, _Read], None, None]":
-    """What DALI makes of each part that is wanted, and the part; past an image that it refuses it begins anew."""
-    what = f"reading {reader.manifest.name}"
-    with closing(ahead(_read(reader, wanted, spec, faults), depth=READ_AHEAD, what=what)) as read:
+    origins: Sequence[Origin], wanted: Iterator[tuple[Wanted, ...]], decoding: Decoding, *, crops: bool
+) -> Generator[tuple[Any, _Batch], None, None]:
+    """What DALI makes of each batch that is wanted, and the batch; past an image that it refuses it begins anew."""
+    device, spec = decoding.device, decoding.spec
+    what = f"reading {', '.join(dict.fromkeys(origin.reader.manifest.name for origin in origins))}"
+    with closing(ahead(_read(origins, wanted, spec), depth=READ_AHEAD, what=what)) as read:
         source = _Source(read)
         while (first := source.first()) is not None:
-            pipeline = _graph(source, reader, first, spec, device, loader, crops=crops)
+            pipeline = _graph(source, _kind(origins[0].reader, spec), first, decoding, crops=crops)
             try:
                 while True:
                     # Bound to the consumer's stream, neither the hand-over nor the buffer's release waits on the host.
@@ -172,51 +176,48 @@ def _executed(
             except RuntimeError as error:
                 # The pipeline is of no more use. What it had taken is read again, with other images for the bad ones.
                 taken = list(source.under_way)
-                _note_refused(reader, taken, device, loader, faults, error)
-                source.take_back(_read(reader, (part.wanted for part in taken), spec, faults))
+                _note_refused(origins, taken, decoding, error)
+                again = (tuple(part.wanted for part in batch) for batch in taken)
+                source.take_back(_read(origins, again, spec))
 
 
-class _Read(NamedTuple):
-    """What DALI gets of one part of a batch: encoded images or pixels, and how they are moved."""
-
-    wanted: Wanted
-    images: "list[np.ndarray] | np.ndarray"
-    geometry: Geometry
-
-
-def _read(reader: ShardReader, wanted: Iterator[Wanted], spec: AugmentSpec, faults: Faults) -> Iterator[_Read]:
-    """Reads in order, asking the system for one part more than is read."""
-    manifest = reader.manifest
+def _read(origins: Sequence[Origin], wanted: Iterator[tuple[Wanted, ...]], spec: AugmentSpec) -> Iterator[_Batch]:
+    """Reads in order, asking the system for one batch more than is read."""
     coming = deque(itertools.islice(wanted, 1))
     while coming:
-        for next_part in itertools.islice(wanted, 1):
-            reader.ask_ahead(next_part.rows)
-            coming.append(next_part)
-        part = coming.popleft()
+        for following in itertools.islice(wanted, 1):
+            for origin, part in zip(origins, following, strict=True):
+                origin.reader.ask_ahead(part.rows)
+            coming.append(following)
+        yield tuple(_read_part(*each, spec) for each in zip(origins, coming.popleft(), strict=True))
+
+
+def _read_part(origin: Origin, part: Wanted, spec: AugmentSpec) -> _Read:
+    (reader, faults), manifest = origin, origin.reader.manifest
+    rows = faults.sound(part.rows)
+    images = reader.files(rows) if reader.is_encoded else reader.arrays(rows)
+    while reader.is_encoded and note_cut(origin, rows, images):
         rows = faults.sound(part.rows)
-        images = reader.files(rows) if reader.is_encoded else reader.arrays(rows)
-        while reader.is_encoded and _note_cut(reader, rows, images, faults):
-            rows = faults.sound(part.rows)
-            images = reader.files(rows)
-        part = part._replace(rows=rows)
-        yield _Read(part, images, place(spec, part.draws, manifest.height[rows], manifest.width[rows]))
+        images = reader.files(rows)
+    geometry = place(spec, part.draws, manifest.height[rows], manifest.width[rows])
+    return _Read(part._replace(rows=rows), images, geometry)
 
 
 class _Source:
     """Gives DALI its inputs and remembers, in the same order, what is under way."""
 
-    def __init__(self, read: Iterator[_Read]) -> None:
+    def __init__(self, read: Iterator[_Batch]) -> None:
         self.read = read
-        self.again: deque[_Read] = deque()
-        self.under_way: deque[_Read] = deque()
+        self.again: deque[_Batch] = deque()
+        self.under_way: deque[_Batch] = deque()
 
-    def first(self) -> _Read | None:
+    def first(self) -> _Batch | None:
         """What DALI will get next, None at the end."""
         if not self.again:
             self.again.extend(itertools.islice(self.read, 1))
         return self.again[0] if self.again else None
 
-    def take_back(self, instead: Iterable[_Read]) -> None:
+    def take_back(self, instead: Iterable[_Batch]) -> None:
         """Puts others in the place of what is under way, to be given again."""
         self.under_way.clear()
         self.again.extendleft(reversed(list(instead)))
@@ -227,35 +228,36 @@ class _Source:
     def __next__(self) -> tuple[Any, ...]:
         taken = self.again.popleft() if self.again else next(self.read)
         self.under_way.append(taken)
-        geometry = taken.geometry
-        return taken.images, geometry.size_hw.astype(np.float32), geometry.start, geometry.flip.astype(np.int32)
+        size, start, flip = (
+            np.concatenate([getattr(part.geometry, name) for part in taken]) for name in ("size_hw", "start", "flip")
+        )
+        return _joined([part.images for part in taken]), size.astype(np.float32), start, flip.astype(np.int32)
 
 
-def _graph(
-    source: _Source,
-    reader: ShardReader,
-    first: _Read,
-    spec: AugmentSpec,
-    device: torch.device,
-    loader: LoaderSpec,
-    *,
-    crops: bool,
-) -> Any:
+def _joined(images: "Sequence[list[np.ndarray] | np.ndarray]") -> "list[np.ndarray] | np.ndarray":
+    """All parts' images: one array where they are arrays of one size, which DALI takes as a whole."""
+    if len(images) == 1:
+        return images[0]
+    arrays = [each for each in images if isinstance(each, np.ndarray)]
+    if len(arrays) == len(images) and len({each.shape[1:] for each in arrays}) == 1:
+        return np.concatenate(arrays)
+    return list(itertools.chain.from_iterable(images))
+
+
+def _graph(source: _Source, kind: _Kind, first: _Batch, decoding: Decoding, *, crops: bool) -> Any:
     """The graph: decode, resize, crop, flip; what no image needs is not in it.
 
     Where nothing is resized or padded, only the crop's region is decoded.
     """
     from nvidia.dali import fn, pipeline_def, types
 
-    loader = loader.settled()
-    on_gpu, encoded = device.type == "cuda", reader.is_encoded
-    out_hw = first.geometry.out_hw
-    resizes = bool(spec.resize_px) and reader.has_short_side_other_than(spec.resize_px)
+    spec, loader, on_gpu = decoding.spec, decoding.loader, decoding.device.type == "cuda"
+    (encoded, _, resizes), out_hw = kind, first[0].geometry.out_hw
     regional = crops and encoded and not resizes and not spec.crop_padding_px
     slices = crops and not regional and bool(resizes or spec.crop_padding_px or spec.crop_px)
 
     @pipeline_def(
-        batch_size=len(first.wanted.rows),
+        batch_size=sum(len(part.wanted.rows) for part in first),
         num_threads=loader.threads,
         device_id=torch.cuda.current_device() if on_gpu else None,
         prefetch_queue_depth=loader.prefetch,
@@ -265,11 +267,11 @@ def _graph(
         images, size, start, flip = fn.external_source(
             source, num_outputs=4, batch=True, layout=["" if encoded else "HWC", "", "", ""]
         )
-        decoding = _decoding(on_gpu, loader)
+        how = _how(on_gpu, loader)
         if regional:
-            images = fn.decoders.image_slice(images, start=start, shape=out_hw, axes=(0, 1), **decoding)
+            images = fn.decoders.image_slice(images, start=start, shape=out_hw, axes=(0, 1), **how)
         elif encoded:
-            images = fn.decoders.image(images, **decoding)
+            images = fn.decoders.image(images, **how)
         elif on_gpu:
             images = images.gpu()
         if resizes:
@@ -286,79 +288,40 @@ def _graph(
     return pipeline
 
 
-def _decoding(on_gpu: bool, loader: LoaderSpec) -> dict[str, Any]:
+def _how(on_gpu: bool, loader: LoaderSpec) -> dict[str, Any]:
     """How DALI's decoders are to decode: to the pixels that Pillow makes of the same file."""
     from nvidia.dali import types
 
-    decoding = {"device": "mixed" if on_gpu else "cpu", "output_type": types.RGB, "adjust_orientation": False}
+    how = {"device": "mixed" if on_gpu else "cpu", "output_type": types.RGB, "adjust_orientation": False}
     # Fancy upsampling as Pillow does it; on the CPU there is no other.
-    return decoding | ({"hw_decoder_load": loader.hw_decoder_load, "jpeg_fancy_upsampling": True} if on_gpu else {})
+    return how | ({"hw_decoder_load": loader.hw_decoder_load, "jpeg_fancy_upsampling": True} if on_gpu else {})
 
 
-JPEG_BEGINS, JPEG_ENDS = b"\xff\xd8", b"\xff\xd9"
-
-
-def _note_cut(reader: ShardReader, rows: np.ndarray, images: Iterable[np.ndarray], faults: Faults) -> bool:
-    """Notes JPEGs that DALI must not get: those that lack their end and do not decode, as it finds no fault with a crop
-    that lies above the cut; and those whose headers are broken, at which DALI 2.4 crashes if other images are decoded
-    at the same time. Of what is damaged further inside no decoder complains."""
-    noted = False
-    for row, data in zip(rows.tolist(), images, strict=True):
-        source = data.tobytes()
-        if not source.startswith(JPEG_BEGINS) or row in faults.whole:
-            continue
-        sound = _has_headers(source)
-        if sound and source.endswith(JPEG_ENDS):
-            continue
-        if reason := _reason(data) or ("" if sound else "its headers are broken"):
-            _note(reader, row, reason, faults)
-            noted = True
-        else:
-            faults.whole.add(row)
-    return noted
-
-
-def _has_headers(source: bytes) -> bool:
-    """Whether a JPEG's segments follow one another as far as its pixels (ITU-T T.81, B.1.1.4)."""
-    place = 2
-    while source[place : place + 1] == b"\xff":
-        if (marker := source[place + 1]) == 0xDA:
-            return True
-        # A marker may be preceded by any number of 0xFF.
-        place += 1 if marker == 0xFF else 2 + int.from_bytes(source[place + 2 : place + 4])
-        if place + 2 > len(source):
-            return False
-    return False
-
-
-def _note_refused(
-    reader: ShardReader,
-    taken: list[_Read],
-    device: torch.device,
-    loader: LoaderSpec,
-    faults: Faults,
-    error: RuntimeError,
-) -> None:
+def _note_refused(origins: Sequence[Origin], taken: Sequence[_Batch], decoding: Decoding, error: RuntimeError) -> None:
     """Notes the images that DALI refuses, in the first of the parts it had that has any."""
-    for part in taken if reader.is_encoded else ():
+    for origin, part in ((origin, part) for batch in taken for origin, part in zip(origins, batch, strict=True)):
+        if not origin.reader.is_encoded:
+            continue
         rows = part.wanted.rows.tolist()
-        if any(row in faults.stand_in for row in rows):
+        if any(row in origin.faults.stand_in for row in rows):
             return  # noted after this part had been read
-        refused = _refused(part.images, device, loader)
-        for place_ in refused if len(refused) < len(rows) else ():
-            _note(reader, rows[place_], _reason(part.images[place_]) or "DALI refuses it", faults)
+        refused = _refused(part.images, decoding)
+        for number in refused if len(refused) < len(rows) else ():
+            note_bad(origin, rows[number], reason(part.images[number]) or "DALI refuses it")
         if refused and len(refused) < len(rows):
             return
-    first = ", ".join(reader.manifest.key[row].decode() for part in taken[:1] for row in part.wanted.rows[:3].tolist())
-    reason = str(error).strip().splitlines()[0]
-    raise FastadError(f"DALI cannot make a batch of {reader.manifest.folder} ({first} …): {reason}") from error
+    named = list(zip(origins, taken[0] if taken else (), strict=False))
+    keys = [origin.reader.manifest.key[row].decode() for origin, part in named for row in part.wanted.rows[:3].tolist()]
+    folders = ", ".join(dict.fromkeys(str(origin.reader.manifest.folder) for origin in origins))
+    said = str(error).strip().splitlines()[0]
+    raise FastadError(f"DALI cannot make a batch of {folders} ({', '.join(keys)} …): {said}") from error
 
 
-def _refused(images: "list[np.ndarray] | np.ndarray", device: torch.device, loader: LoaderSpec) -> list[int]:
+def _refused(images: "list[np.ndarray] | np.ndarray", decoding: Decoding) -> list[int]:
     """The places of the images that DALI does not decode, each given to it alone."""
     from nvidia.dali import fn, pipeline_def
 
-    on_gpu = device.type == "cuda"
+    on_gpu = decoding.device.type == "cuda"
 
     @pipeline_def(
         batch_size=1,
@@ -369,7 +332,7 @@ def _refused(images: "list[np.ndarray] | np.ndarray", device: torch.device, load
     )
     def alone(some: Iterable[np.ndarray]) -> Any:
         encoded = fn.external_source(([image] for image in some), batch=True)
-        return fn.decoders.image(encoded, **_decoding(on_gpu, loader))
+        return fn.decoders.image(encoded, **_how(on_gpu, decoding.loader))
 
     refused: list[int] = []
     done = 0
@@ -386,27 +349,3 @@ def _refused(images: "list[np.ndarray] | np.ndarray", device: torch.device, load
             refused.append(done)
             done += 1
     return refused
-
-
-def _note(reader: ShardReader, row: int, reason: str, faults: Faults) -> None:
-    """Notes and says that an image cannot be decoded; raises `FastadError` where none may or can stand in for it."""
-    manifest = reader.manifest
-    bad = f"{manifest.shard_path(int(manifest.shard[row]))}: image {manifest.key[row].decode()} cannot be decoded"
-    bad += f" ({reason})"
-    if (stand_in := faults.note(row, reason)) is None:
-        why = (
-            f"nor can any of the {len(faults.others):,} images that might stand in for it"
-            if len(faults.others)
-            else "and none may stand in for it in a test, or with loader.bad_images=stop"
-        )
-        raise FastadError(f"{bad}, {why}: convert {manifest.name} again, without --unchecked")
-    say(f"{bad}; {manifest.key[stand_in].decode()} stands in for it")
-
-
-def _reason(data: np.ndarray) -> str | None:
-    """Why an image cannot be decoded, None where Pillow can."""
-    try:
-        check(data.tobytes())
-    except BadImage as bad:
-        return str(bad)
-    return None

@@ -14,8 +14,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from fastad.dali import Decoding
 from fastad.errors import FastadError
 from fastad.evaluate import measure, score_batches
+from fastad.faults import Origin
 from fastad.group import Member, step
 from fastad.networks import parameter_count
 from fastad.objectives import Objective
@@ -77,7 +79,7 @@ def estimate(
     measure(target, generator(0, "estimate").random(len(target)))
     metrics_s = time.perf_counter() - started
 
-    held_images = _held_images(plans, due, held, len(rows))
+    held_images = _held_images(plans, due or pairs, readers, held, len(rows))
     trainings, total_steps = sum(map(len, undone.values())), sum(plan.steps for plan in plans) if due else 0
     seconds = {
         "first_step": first_step_s if due else 0.0,
@@ -135,15 +137,21 @@ def _cut(plan: Plan) -> Plan:
 def _sources(
     recipe: Recipe, plan: Plan, readers: Sequence[ShardReader], held: dict[str, int], device: torch.device
 ) -> tuple[list[Source], float]:
-    """The plan's sources, held where the whole ones will be, and the seconds that holding an image took."""
-    sources, images, started = [], 0, time.perf_counter()
+    """The plan's sources, held where the whole ones will be, and the seconds that decoding an image to hold it took;
+    arrays take no time worth counting."""
+    sources, images, seconds = [], 0, 0.0
+    decoding = Decoding(recipe.augment, device, recipe.loader)
     for stream, reader in zip(plan.streams, readers, strict=False):
         faults, kept = stream_faults(recipe, stream), None
         if held[stream.name]:
-            kept = hold(reader, stream.rows, recipe.augment, device, recipe.loader, faults)
-            images += len(kept.rows)
+            if reader.is_encoded:  # the first images also wait for DALI to begin
+                hold(Origin(reader, faults), stream.rows[:1], decoding)
+            started = time.perf_counter()
+            kept = hold(Origin(reader, faults), stream.rows, decoding)
+            if reader.is_encoded:
+                images, seconds = images + len(kept.rows), seconds + time.perf_counter() - started
         sources.append(Source(reader, kept, faults))
-    return sources, (time.perf_counter() - started) / max(images, 1)
+    return sources, seconds / max(images, 1)
 
 
 def _measured_steps(
@@ -175,20 +183,27 @@ def _measured_scoring(
     """Seconds for an image of the test by all members."""
     source = Source(sets.nominal)
     if is_held:
-        source = replace(source, held=hold(sets.nominal, rows, recipe.augment, device, recipe.loader, source.faults))
+        decoding = Decoding(recipe.augment, device, recipe.loader)
+        source = replace(source, held=hold(Origin(sets.nominal, source.faults), rows, decoding))
     started = time.perf_counter()
     batches = evaluation_batches(source, rows, target, recipe.augment, device, loader=recipe.loader)
     score_batches([(member.model, member.objective) for member in members], batches)
     return (time.perf_counter() - started) / len(rows)
 
 
-def _held_images(plans: Sequence[Plan], due: Sequence[tuple[int, str]], held: dict[str, int], test: int) -> int:
-    """Images to be held one after another: each class's own, the OE of each seed, the test's once."""
-    images = test if held["test"] else 0
+def _held_images(
+    plans: Sequence[Plan],
+    pairs: Sequence[tuple[int, str]],
+    readers: Sequence[ShardReader],
+    held: dict[str, int],
+    test: int,
+) -> int:
+    """Images to be decoded and held one after another: each class's own, the OE of each seed, the test's once."""
+    images = test if held["test"] and readers[0].is_encoded else 0
     for number, plan in enumerate(plans):
-        is_new_seed = number == 0 or due[number][0] != due[number - 1][0]
-        streams = plan.streams if is_new_seed else plan.streams[:1]
-        images += sum(len(stream.rows) for stream in streams if held[stream.name])
+        is_new_seed = number == 0 or pairs[number][0] != pairs[number - 1][0]
+        streams = list(zip(plan.streams, readers, strict=False))[: None if is_new_seed else 1]
+        images += sum(len(stream.rows) for stream, reader in streams if held[stream.name] and reader.is_encoded)
     return images
 
 

@@ -140,9 +140,7 @@ def read_scores(run: Run) -> Scores:
         with open(run.scores, "rb") as file, np.load(file) as columns:
             return Scores(columns["key"], columns["class"], columns["target"], columns["score"])
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise FastadError(
-            f"{run.scores} cannot be read ({error}): remove {run.folder} and run fastad train again"
-        ) from error
+        raise unreadable(run, run.scores, error) from error
 
 
 def describe(manifest: Manifest, rows: np.ndarray, target: np.ndarray, score: np.ndarray) -> Scores:
@@ -175,6 +173,15 @@ STRIPS: Mapping[str, str] = {
 }
 
 
+class Strip(NamedTuple):
+    """Test images side by side, [n] each: uint8 [n, H, W, C], class names, targets, scores."""
+
+    images: np.ndarray
+    class_name: np.ndarray
+    target: np.ndarray
+    score: np.ndarray
+
+
 def write_examples(run: Run, reader: ShardReader, rows: np.ndarray, scores: Scores) -> None:
     """Writes `examples.npz`: of each of `STRIPS`, the images that a report shows, with their scores and classes."""
     order = np.argsort(scores.score, kind="stable")
@@ -192,6 +199,25 @@ def write_examples(run: Run, reader: ShardReader, rows: np.ndarray, scores: Scor
         columns[f"{name}_target"] = scores.target[places]
         columns[f"{name}_score"] = scores.score[places]
     _write_columns(run.examples, columns)
+
+
+def read_examples(run: Run) -> dict[str, Strip]:
+    """Each of `STRIPS` of an evaluated run; raises `FastadError` if there are none or the file is damaged."""
+    try:
+        with open(run.examples, "rb") as file, np.load(file) as columns:
+            return {
+                name: Strip(*(columns[f"{name}_{key}"] for key in ("images", "class", "target", "score")))
+                for name in STRIPS
+            }
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise unreadable(run, run.examples, error) from error
+
+
+def unreadable(run: Run, path: Path, error: Exception) -> FastadError:
+    """The error for a file of a finished run that is missing or damaged."""
+    return FastadError(
+        f"{path} cannot be read ({error}): remove {run.folder} and run fastad train or fastad sweep again"
+    )
 
 
 def _shown(reader: ShardReader, rows: np.ndarray) -> np.ndarray:

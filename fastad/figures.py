@@ -1,73 +1,31 @@
-"""The pictures of a report: plots as SVG that takes its colours from the page, and thumbnails as PNG data URIs.
+"""The pictures of a report: curves, scores and images, as drawings, and thumbnails as PNG data URIs.
 
-Owns the palette and how curves, scores and images are drawn; what is drawn, and where it stands, is `fastad.page`'s.
-Use: `roc({"hsc": [read_scores(run) for run in seeds]}, "class 3")`.
+Owns what stands in a plot and how it is read; palette and file formats are `fastad.drawing`'s, the choice of plots is
+`fastad.page`'s and `fastad.paper_figures`'.
+Use: `svg(roc({"hsc": [read_scores(run) for run in seeds]}, "class 3"))`.
 """
 
 import base64
-import hashlib
 import io
-import re
-from collections.abc import Callable, Mapping, Sequence
-from html import escape
-from typing import Any
+from collections.abc import Mapping, Sequence
 
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 from PIL import Image
 from sklearn.metrics import roc_curve
 
+from fastad.drawing import DASHES, LIGHT, MARKERS, SERIES, Drawing
 from fastad.evaluate import Scores
+from fastad.pixels import blur_matrix
 from fastad.run import Interval
-
-# Light and dark. A plot is drawn in the light ones, which its SVG then names: no two may be equal.
-COLOURS: Mapping[str, tuple[str, str]] = {
-    "ground": ("#fbfbfa", "#14161a"),
-    "panel": ("#ffffff", "#1c1f25"),
-    "ink": ("#1c2024", "#e7e9ec"),
-    "muted": ("#5c646d", "#9ba4ae"),
-    "line": ("#dcdfe3", "#343a43"),
-    "accent": ("#0b62a4", "#6cb6f5"),
-    "nominal": ("#1b7f5c", "#4cc79a"),
-    "anomalous": ("#c2461b", "#ff9061"),
-    "series-0": ("#0072b2", "#56b4f0"),
-    "series-1": ("#d55e00", "#ff9a52"),
-    "series-2": ("#009e73", "#3ed1a6"),
-    "series-3": ("#b4559a", "#e691c8"),
-    "series-4": ("#a67c00", "#e8c04a"),
-    "series-5": ("#6a51a3", "#a998ea"),
-}
-SERIES = [light for name, (light, _) in COLOURS.items() if name.startswith("series")]
-DASHES = ("-", "--", "-.", ":")
-MARKERS = "osD^vP"
-
-LIGHT = {name: light for name, (light, _) in COLOURS.items()}
-STYLE: Any = {
-    "axes.edgecolor": LIGHT["muted"],
-    "axes.labelcolor": LIGHT["muted"],
-    "axes.spines.right": False,
-    "axes.spines.top": False,
-    "font.family": "sans-serif",
-    "font.sans-serif": ["DejaVu Sans"],
-    "font.size": 10,
-    "legend.frameon": False,
-    "legend.labelcolor": LIGHT["ink"],
-    "svg.fonttype": "none",
-    "svg.hashsalt": "fastad",
-    "text.parse_math": False,
-    "xtick.color": LIGHT["muted"],
-    "ytick.color": LIGHT["muted"],
-}
 
 FALSE_POSITIVE_RATES = np.linspace(0, 1, 201)
 LOG_FROM_RATIO = 20
 THUMBNAIL_PX = 96
 
 
-def roc(scores: Mapping[str, Sequence[Scores]], about: str) -> str:
+def roc(scores: Mapping[str, Sequence[Scores]], about: str) -> Drawing:
     """ROC curves, one line an objective: the mean over its seeds, in a band from the lowest to the highest of them."""
 
     def paint(axes: Axes) -> None:
@@ -77,7 +35,7 @@ def roc(scores: Mapping[str, Sequence[Scores]], about: str) -> str:
         axes.set(xlabel="false positive rate", ylabel="true positive rate", xlim=(0, 1), ylim=(0, 1.02))
         axes.legend(loc="lower right")
 
-    return _svg(paint, f"ROC curves of {', '.join(scores)}: {about}")
+    return Drawing("ROC curves", f"ROC curves of {', '.join(scores)}: {about}", paint)
 
 
 def _true_positive_rates(scores: Scores) -> np.ndarray:
@@ -95,9 +53,11 @@ def _curve(axes: Axes, x: np.ndarray, seeds: Sequence[np.ndarray], place: int, l
     )
 
 
-def losses(found: Mapping[str, Sequence[np.ndarray]], milestones: Sequence[int], about: str) -> str:
-    """Training losses, [epochs] for each seed of an objective, drawn as in `roc`; milestones are upright lines."""
+def losses(found: Mapping[str, Sequence[np.ndarray]], milestones: Sequence[int], about: str) -> Drawing:
+    """Training losses, [epochs] for each seed of an objective, drawn as in `roc`; milestones are upright lines. Of
+    the losses, those that are not known are NaN, but not all."""
     every = np.concatenate([loss for seeds in found.values() for loss in seeds])
+    every = every[np.isfinite(every)]
 
     def paint(axes: Axes) -> None:
         for milestone in milestones:
@@ -111,10 +71,10 @@ def losses(found: Mapping[str, Sequence[np.ndarray]], milestones: Sequence[int],
         axes.set(xlabel="epoch", ylabel="mean training loss")
         axes.legend(loc="best")
 
-    return _svg(paint, f"Training loss of {', '.join(found)}: {about}")
+    return Drawing("Training loss", f"Training loss of {', '.join(found)}: {about}", paint)
 
 
-def histogram(scores: Scores, objective: str, about: str) -> str:
+def histogram(scores: Scores, objective: str, about: str) -> Drawing:
     """Densities of the scores of nominal and of anomalous images; of their logarithm where all scores are positive."""
     positive = bool(scores.score.min() > 0)
     shown = scores.score.astype(np.float64)
@@ -138,10 +98,11 @@ def histogram(scores: Scores, objective: str, about: str) -> str:
         axes.set(xlabel=f"{'log₁₀ of the' if positive else ''} {objective} score", ylabel="density")
         axes.legend(loc="best", handlelength=2.5)
 
-    return _svg(paint, f"Histogram of {objective} scores, nominal and anomalous test images: {about}")
+    alt = f"Histogram of {objective} scores, nominal and anomalous test images: {about}"
+    return Drawing(f"Scores of {objective}", alt, paint)
 
 
-def overview(rows: Mapping[str, Mapping[str, Sequence[Interval]]]) -> str:
+def overview(rows: Mapping[str, Mapping[str, Sequence[Interval]]]) -> Drawing:
     """AUROC by class and objective: one run with its interval; of several seeds the mean, lowest and highest.
 
     `rows`: for each class the runs of each objective, as fractions.
@@ -175,9 +136,8 @@ def overview(rows: Mapping[str, Mapping[str, Sequence[Interval]]]) -> str:
             loc="lower left", bbox_to_anchor=(0, 1), ncols=min(len(objectives), 3), borderaxespad=0, handletextpad=0.2
         )
 
-    return _svg(
-        paint, f"AUROC by class of {', '.join(objectives)}", (4.6, 0.9 + len(rows) * max(0.26, 0.13 * len(objectives)))
-    )
+    size_in = (4.6, 0.9 + len(rows) * max(0.26, 0.13 * len(objectives)))
+    return Drawing("AUROC by class", f"AUROC by class of {', '.join(objectives)}", paint, size_in)
 
 
 def _span(runs: Sequence[Interval]) -> Interval:
@@ -185,22 +145,110 @@ def _span(runs: Sequence[Interval]) -> Interval:
     return Interval(float(np.mean(values)), min(values), max(values))
 
 
-def _svg(paint: Callable[[Axes], None], alt: str, size_in: tuple[float, float] = (3.3, 2.7)) -> str:
-    """What `paint` draws, as an SVG element whose colours are the page's variables and whose ids are its own."""
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(size_in, layout="constrained")
-        paint(figure.subplots())
-        file = io.StringIO()
-        figure.savefig(
-            file, format="svg", transparent=True, metadata=dict.fromkeys(("Creator", "Date", "Format", "Type"))
-        )
-    svg = file.getvalue()
-    own = hashlib.sha256((alt + svg).encode()).hexdigest()[:10]
-    svg = re.sub(r'(id="|url\(#|href="#)', rf"\g<1>p{own}-", svg[svg.index("<svg") :])
-    for name, colour in LIGHT.items():
-        svg = svg.replace(colour, f"var(--{name})")
-    svg = svg.replace("font-family: 'DejaVu Sans', sans-serif", "font-family: inherit")
-    return svg.replace("<svg ", f'<svg role="img" aria-label="{escape(alt)}" ', 1)
+TICKS_PER_IN = 1.9
+# Percentage points of AUROC: what differs by less must not look steep.
+LEAST_SPAN = 4.0
+
+
+def curves(
+    lines: Mapping[str, Mapping[str, Sequence[float]]],
+    values: Sequence[str],
+    axis: str,
+    title: str,
+    references: Mapping[str, float],
+    has_legend: bool,
+    size_in: tuple[float, float],
+) -> Drawing:
+    """AUROC in % against a setting: for each line and value the mean over seeds, in a band from lowest to highest.
+
+    `values`: all of the axis, evenly spaced and as they are written there; a line is broken where it lacks one.
+    `references`: figures to compare with, as level lines.
+    """
+
+    def paint(axes: Axes) -> None:
+        for name, level in references.items():
+            axes.axhline(level, color=LIGHT["muted"], linewidth=1, linestyle=(0, (1, 2)), label=name)
+        for place, (name, line) in enumerate(lines.items()):
+            spans = [
+                (np.mean(seeds), min(seeds), max(seeds)) if (seeds := line.get(value)) else (np.nan,) * 3
+                for value in values
+            ]
+            means, low, high = np.array(spans).T
+            colour, x = SERIES[place % len(SERIES)], np.arange(len(values))
+            axes.fill_between(x, low, high, color=colour, alpha=0.18, linewidth=0)
+            axes.plot(
+                x, means, DASHES[place % 4] + MARKERS[place % len(MARKERS)], color=colour, markersize=3.2, label=name
+            )
+        every = -(-len(values) // round(TICKS_PER_IN * size_in[0]))
+        axes.set_xticks(range(0, len(values), every), list(map(_tick, values))[::every])
+        axes.set(xlabel=axis, ylabel="AUROC in %", xlim=(-0.3, len(values) - 0.7))
+        low, high = axes.get_ylim()
+        spare = max(0, LEAST_SPAN - (high - low)) / 2
+        axes.set_ylim(low - spare, high + spare)
+        axes.grid(axis="y", color=LIGHT["line"], linewidth=0.8)
+        axes.set_axisbelow(True)
+        if has_legend:
+            axes.legend(loc="best", handlelength=2.6)
+
+    return Drawing(title, f"{title}: AUROC of {', '.join(lines)} against {axis}", paint, size_in)
+
+
+_RAISED = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
+POWERS_FROM = 1_000
+
+
+def _tick(value: str) -> str:
+    """A value of an axis; large powers of two as such."""
+    number = int(value) if value.isdigit() else 0
+    exponent = number.bit_length() - 1
+    return f"2{str(exponent).translate(_RAISED)}" if POWERS_FROM < number == 1 << exponent else value
+
+
+# Coordinates in a plane, [n, 2].
+Points = np.ndarray
+
+
+def region(height: np.ndarray | None, side: int, points: Mapping[str, Points], title: str) -> Drawing:
+    """A decision region in a square plane, `side` wide, with points of the kinds "nominal" and "anomalous" on it.
+
+    `height` [rows, columns], the lowest row first: below 0 a place counts as nominal; None for the points alone.
+    """
+
+    def paint(axes: Axes) -> None:
+        across = np.arange(0, side, side // len(height) if height is not None else 1)
+        if height is not None:
+            axes.contourf(across, across, height < 0, levels=(0.5, 1.5), colors=LIGHT["nominal"], alpha=0.22)
+            axes.contour(across, across, height, levels=(0,), colors=LIGHT["nominal"], linewidths=1.6)
+        for kind, marker in (("anomalous", "x"), ("nominal", "o")):
+            axes.plot(*points[kind].T, marker, color=LIGHT[kind], markersize=2, alpha=0.5, markeredgewidth=0.6)
+        axes.set(xlim=(0, across[-1]), ylim=(0, across[-1]), xticks=(), yticks=(), aspect="equal")
+        axes.spines[:].set_visible(True)
+
+    return Drawing(title, f"Plane with nominal and OE points: {title}", paint, (2.7, 2.6))
+
+
+def blurred(image: np.ndarray, sigmas_px: Mapping[str, float], title: str) -> Drawing:
+    """An image, uint8 [H, W, C], blurred with Gaussians of those standard deviations (0: as it is), side by side, each
+    under its name."""
+    height, width, _ = image.shape
+    step = width * 17 / 16
+
+    def paint(axes: Axes) -> None:
+        for place, sigma in enumerate(sigmas_px.values()):
+            left = place * step
+            pixels = _blur(image, sigma) if sigma else image
+            axes.imshow(pixels, "gray", vmin=0, vmax=255, interpolation="none", extent=(left, left + width, height, 0))
+        axes.set_xticks(width / 2 + step * np.arange(len(sigmas_px)), list(sigmas_px), color=LIGHT["ink"])
+        axes.tick_params(length=0)
+        axes.set(xlim=(0, step * len(sigmas_px)), yticks=(), xlabel="σ of the Gaussian in pixels")
+        axes.spines[:].set_visible(False)
+
+    return Drawing(title, f"{title}, σ = {', '.join(sigmas_px)} pixels", paint, (4.4, 1.2))
+
+
+def _blur(image: np.ndarray, sigma_px: float) -> np.ndarray:
+    rows, columns = (blur_matrix(side, sigma_px) for side in image.shape[:2])
+    return np.einsum("ij,jkc,lk->ilc", rows, image, columns, optimize=True).round().astype(np.uint8)
 
 
 def thumbnail(image: np.ndarray) -> str:

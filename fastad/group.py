@@ -1,27 +1,31 @@
 """A group: one or more objectives on the same batches, each with its own parameters and optimiser.
 
-Owns models, precision, compiling and the step; which batches, how long and what is kept is `fastad.train`'s.
+Owns models, precision and the step; whether it is compiled on a CPU is asked of `fastad.compiling`, and how it becomes
+a CUDA graph is `fastad.step_graph`'s. Which batches, how long and what is kept is `fastad.train`'s.
 Use: `member = workbench.member(find("hsc"), seed=1, compiled=False)`, then `step([member], batch)`.
 """
 
+import functools
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from fastad.compiling import COMPILE_CPU_FROM_STEPS, compiling_pays
 from fastad.errors import FastadError
+from fastad.memory import keep_freed_memory
 from fastad.networks import Detector, build
-from fastad.objectives import Objective
+from fastad.objectives import Objective, find
 from fastad.pipeline import Batch
 from fastad.pixels import has_compiler
 from fastad.progress import say
 from fastad.ranks import average, over_whole_batches, share
 from fastad.recipe import OptimSpec, Recipe
-
-# On two cores compiling takes up to 20 s and saves 3.4 of 50 ms a step of the MNIST LeNet (README, Development).
-COMPILE_CPU_FROM_STEPS = 6_000
+from fastad.run import environment
+from fastad.step_graph import CudaCapture, StepGraphs
 
 # (images, target) → mean loss, and the share of the images that are at the objective's guard.
 Loss = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -30,7 +34,8 @@ Loss = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 @dataclass(eq=False)
 class Member:
     """One objective of a group while it trains. `sums` float32 [3], on the device, over the steps since it was last set
-    to 0: the mean loss, the share of images at the objective's guard, and 1 where the loss is not finite."""
+    to 0: the mean loss, the share of images at the objective's guard, and 1 where the loss is not finite. `graphs`:
+    what captures its steps, shared by all members of a workbench; None where steps are not captured."""
 
     objective: Objective
     model: Detector
@@ -38,6 +43,7 @@ class Member:
     optimizer: torch.optim.Adam
     sums: Tensor
     compiled: bool
+    graphs: StepGraphs | None = None
 
     def state(self) -> dict[str, Any]:
         """Everything that training has changed."""
@@ -51,15 +57,28 @@ class Member:
     def load(self, state: Mapping[str, Any]) -> None:
         """Takes up what `state` returned."""
         self.model.load_state_dict(state["model"])
+        lr = self.optimizer.param_groups[0]["lr"]
         self.optimizer.load_state_dict(state["optimizer"])
+        _put_learning_rate(self.optimizer, lr, self.optimizer.param_groups[0]["lr"])
         self.sums.copy_(state["sums"])
+        if self.graphs is not None:
+            self.graphs.clear()
 
 
 def step(members: Iterable[Member], batch: Batch) -> None:
     """One optimisation step of every member on one batch, or on this rank's share of it; the host does not wait for the
     device."""
+    members = tuple(members)
+    work = functools.partial(_step, members)
+    if members and members[0].graphs is not None:
+        members[0].graphs.step(work, members, batch)
+    else:
+        work(batch.images, batch.target)
+
+
+def _step(members: Iterable[Member], images: Tensor, target: Tensor) -> None:
     for member in members:
-        loss, at_guard = member.loss(batch.images, batch.target)
+        loss, at_guard = member.loss(images, target)
         loss.backward()
         told = average(member.model.parameters(), torch.stack((loss.detach(), at_guard)))
         member.optimizer.step()
@@ -71,9 +90,14 @@ def step(members: Iterable[Member], batch: Batch) -> None:
 def set_learning_rate(member: Member, optim: OptimSpec, epoch: int) -> float:
     """Sets and returns the learning rate of an epoch: a tenth for every milestone that has come."""
     lr = optim.lr * 0.1 ** sum(milestone <= epoch for milestone in optim.milestones)
-    for parameters in member.optimizer.param_groups:
-        parameters["lr"] = lr
+    _put_learning_rate(member.optimizer, member.optimizer.param_groups[0]["lr"], lr)
     return lr
+
+
+def _put_learning_rate(optimizer: torch.optim.Adam, place: Tensor | float, lr: Tensor | float) -> None:
+    """Sets the learning rate: where its place is a tensor, in it, as a captured step reads it there."""
+    for parameters in optimizer.param_groups:
+        parameters["lr"] = place.fill_(lr) if isinstance(place, Tensor) else float(lr)
 
 
 class Workbench:
@@ -84,8 +108,14 @@ class Workbench:
         self.shape_hwc = shape_hwc
         self.device = device
         self.precision = _precision(recipe.train.precision, device)
+        on_cuda = device.type == "cuda"
+        captures = on_cuda and share().ranks == 1 and recipe.train.compile != "off"
+        self.graphs = StepGraphs(CudaCapture()) if captures else None
+        if not on_cuda:
+            keep_freed_memory()
         self._models: dict[str, Detector] = {}
         self._losses: dict[tuple[str, bool], Loss] = {}
+        self._compiling_pays: bool | None = None
 
     def member(self, objective: Objective, seed: int, compiled: bool) -> Member:
         """A member with the seed's fresh parameters; it is the only valid one of its objective until the next call."""
@@ -100,20 +130,21 @@ class Workbench:
         model = self._models[objective.name]
         if (objective.name, compiled) not in self._losses:
             self._losses[objective.name, compiled] = self._loss(model, objective, compiled)
-        optim = self.recipe.optim
+        optim, on_cuda = self.recipe.optim, self.device.type == "cuda"
         return Member(
             objective=objective,
             model=model.train(),
             loss=self._losses[objective.name, compiled],
             optimizer=torch.optim.Adam(
                 model.parameters(),
-                lr=optim.lr,
+                lr=torch.tensor(optim.lr, device=self.device) if on_cuda else optim.lr,
                 weight_decay=optim.weight_decay,
                 fused=True,
-                capturable=self.device.type == "cuda",
+                capturable=on_cuda,
             ),
             sums=torch.zeros(3, device=self.device),
             compiled=compiled,
+            graphs=self.graphs,
         )
 
     def _loss(self, model: Detector, objective: Objective, compiled: bool) -> Loss:
@@ -128,17 +159,43 @@ class Workbench:
         return torch.compile(loss, fullgraph=True, dynamic=False) if compiled else loss
 
     def compiles(self, steps: int) -> bool:
-        """Whether a run of that many steps is compiled: decided by the recipe and the run's own length, so that neither
-        grouping nor resuming changes a number."""
+        """Whether a run of that many steps is compiled: decided by the recipe, the run's own length and what was once
+        measured on this machine, so that neither grouping nor resuming changes a number."""
         choice, on_cpu = self.recipe.train.compile, self.device.type == "cpu"
-        if choice == "off" or (choice == "auto" and on_cpu and steps < COMPILE_CPU_FROM_STEPS):
+        if choice == "off" or not on_cpu:
+            return choice != "off"
+        # Several processes could not measure without each other.
+        if choice == "auto" and (steps < COMPILE_CPU_FROM_STEPS or share().ranks > 1):
             return False
-        if on_cpu and not has_compiler():
+        if not has_compiler():
             if choice == "on":
                 raise FastadError("train.compile=on needs a C++ compiler on the CPU: install g++, or use auto")
             say("no C++ compiler found: training is not compiled")
             return False
-        return True
+        if choice == "auto" and self._compiling_pays is None:
+            self._compiling_pays = self._measured()
+        return choice == "on" or bool(self._compiling_pays)
+
+    def _measured(self) -> bool:
+        """Whether compiled steps are faster here, found by those of one objective, whatever a run's are."""
+        height, width, channels = self.shape_hwc
+        batch_size = self.recipe.data.batch_nominal + self.recipe.data.batch_oe
+        images = torch.rand(batch_size, height, width, channels).permute(0, 3, 1, 2)
+        batch = Batch(images, (torch.arange(batch_size) % 2).float(), np.arange(batch_size))
+
+        def made(compiled: bool) -> Callable[[], None]:
+            member = Workbench(self.recipe, self.shape_hwc, self.device).member(find("bce"), 0, compiled)
+            return lambda: step([member], batch)
+
+        found = environment(self.device)
+        key = {
+            "processor": found["processor"],
+            "threads": torch.get_num_threads(),
+            "torch": found["packages"].get("torch"),
+            "network": self.recipe.network,
+            "images": [batch_size, *self.shape_hwc],
+        }
+        return compiling_pays(key, {"eager": functools.partial(made, False), "compiled": functools.partial(made, True)})
 
 
 def _precision(choice: str, device: torch.device) -> str:

@@ -79,11 +79,12 @@ def _lenet(channels: tuple[int, ...], flat: int, hidden: int, width: int) -> nn.
 
 
 def _convolution(channels_in: int, channels_out: int) -> tuple[nn.Module, ...]:
+    """Pooled before leaky ReLU, which is monotone: the same numbers, at a quarter of the places."""
     return (
         nn.Conv2d(channels_in, channels_out, kernel_size=5, padding=2),
         nn.BatchNorm2d(channels_out, eps=1e-4),
-        nn.LeakyReLU(LEAKY_SLOPE),
         nn.MaxPool2d(2),
+        nn.LeakyReLU(LEAKY_SLOPE),
     )
 
 
@@ -175,7 +176,8 @@ class _SpatialGate(nn.Module):
         self.norm = nn.BatchNorm2d(1, eps=1e-5, momentum=0.01)
 
     def forward(self, x: Tensor) -> Tensor:
-        pooled = torch.cat((x.amax(1, keepdim=True), x.mean(1, keepdim=True)), dim=1)
+        # Stacked behind the places: as channels, two maps would be copied into channels_last for the convolution.
+        pooled = torch.stack((x.amax(1), x.mean(1)), dim=-1).permute(0, 3, 1, 2)
         return x * torch.sigmoid(self.norm(self.convolution(pooled)))
 
 

@@ -14,8 +14,9 @@ import numpy as np
 import torch
 
 from fastad.augment import AugmentSpec, Draws, place
-from fastad.dali import Crops, Faults, LoaderSpec, dali_crops
+from fastad.dali import Crops, Decoding, LoaderSpec, dali_crops, merged
 from fastad.errors import FastadError
+from fastad.faults import Faults, Origin
 from fastad.feed import Wanted, in_order, planned
 from fastad.pixels import Finish, repays_compiling
 from fastad.plan import WHOLE_BATCH, Plan, Share
@@ -43,6 +44,10 @@ class Source:
     held: Held | None = None
     faults: Faults = field(default_factory=Faults)
 
+    @property
+    def origin(self) -> Origin:
+        return Origin(self.reader, self.faults)
+
 
 def train_batches(
     plan: Plan,
@@ -58,7 +63,6 @@ def train_batches(
     """The plan's batches from `start_step` to its end, or a rank's share of each: nominal images first, then OE,
     augmented as `spec` says. `sources` are those of the plan's streams. `compiled` None: where the plan repays it."""
     plan.check_share(share)
-    loader = (loader or LoaderSpec()).for_each_of(sum(source.held is None for source in sources))
     size = out_hw(plan.nominal.rows, sources[0].reader, spec)
     if compiled is None:
         compiled = repays_compiling(spec, size, device, plan.steps * plan.batch_size)
@@ -66,12 +70,9 @@ def train_batches(
     target = torch.repeat_interleave(torch.tensor([0.0, *[1.0] * len(plan.oe)]), torch.tensor(sizes)).to(device)
     channels = sources[0].reader.manifest.channels
     finish = Finish(spec, size, channels, device, oe_from=sizes[0], compiled=compiled)
-    with ExitStack() as opened:
-        streams = []
-        for stream, source in zip(plan.streams, sources, strict=True):
-            wanted = planned(plan, stream, spec, start_step=start_step, share=share)
-            streams.append(opened.enter_context(closing(_crops(source, wanted, spec, device, loader))))
-        for parts in zip(*streams, strict=True):
+    wanted = [planned(plan, stream, spec, start_step=start_step, share=share) for stream in plan.streams]
+    with closing(_crops(sources, wanted, Decoding(spec, device, loader or LoaderSpec()))) as crops:
+        for parts in crops:
             yield _finished(parts, target, finish)
 
 
@@ -89,11 +90,11 @@ def evaluation_batches(
     batch may be smaller."""
     manifest = source.reader.manifest
     finish = Finish(spec, out_hw(rows, source.reader, spec), manifest.channels, device, oe_from=size)
-    crops = _crops(source, in_order(rows, size), spec, device, loader or LoaderSpec())
-    with closing(crops):
-        for number, part in enumerate(crops):
+    decoding = Decoding(spec, device, loader or LoaderSpec())
+    with closing(_crops([source], [in_order(rows, size)], decoding)) as crops:
+        for number, parts in enumerate(crops):
             first = number * size
-            yield _finished((part,), torch.from_numpy(target[first : first + size]).to(device), finish)
+            yield _finished(parts, torch.from_numpy(target[first : first + size]).to(device), finish)
 
 
 def out_hw(rows: np.ndarray, reader: ShardReader, spec: AugmentSpec) -> tuple[int, int]:
@@ -114,15 +115,20 @@ def out_hw(rows: np.ndarray, reader: ShardReader, spec: AugmentSpec) -> tuple[in
 
 
 def _crops(
-    source: Source,
-    wanted: Iterator[Wanted],
-    spec: AugmentSpec,
-    device: torch.device,
-    loader: LoaderSpec,
-) -> Generator[Crops, None, None]:
-    if source.held is not None:
-        return resident_crops(source.held, wanted, spec, source.faults)
-    return dali_crops(source.reader, wanted, spec, device, loader, source.faults)
+    sources: Sequence[Source], wanted: Sequence[Iterator[Wanted]], decoding: Decoding
+) -> Generator[tuple[Crops, ...], None, None]:
+    """The crops of each batch, one part for each source: gathered where its images are held, else DALI's."""
+    streamed = [number for number, source in enumerate(sources) if source.held is None]
+    with ExitStack() as opened:
+        made: list[tuple[Sequence[int], Iterator[tuple[Crops, ...]]]] = []
+        if streamed:
+            origins, asked = [sources[number].origin for number in streamed], [wanted[number] for number in streamed]
+            made.append((streamed, opened.enter_context(closing(dali_crops(origins, asked, decoding)))))
+        for number, (source, asked_of) in enumerate(zip(sources, wanted, strict=True)):
+            if source.held is not None:
+                crops = resident_crops(source.held, asked_of, decoding.spec, source.faults)
+                made.append(([number], zip(opened.enter_context(closing(crops)))))
+        yield from merged(made)
 
 
 def _finished(parts: Sequence[Crops], target: torch.Tensor, finish: Finish) -> Batch:

@@ -26,9 +26,10 @@ from fastad.seeds import generator
 # ITU-R 601, as torchvision and Pillow weigh colours into grey.
 GREY = (0.299, 0.587, 0.114)
 
-# On a CPU images that are larger are finished one by one, while they are in its caches (README, Development).
+# On a CPU images that are larger are finished while they are in its caches: one by one, so many if they are normalised
+# only (README, Development).
 LARGEST_AT_ONCE = 64 * 64
-
+NORMALISED_AT_ONCE = 16
 
 # On a CPU, compiling takes 10 to 20 s, and saves 1.5 ms of a jittered image of 224 px (README, Development).
 COMPILE_CPU_FROM_IMAGES = 20_000
@@ -61,19 +62,21 @@ class Finish:
         compiled: bool = False,
     ) -> None:
         self.spec, self.out_hw, self.device, self.oe_from = spec, out_hw, device, oe_from
-        mean, std = (
-            np.broadcast_to(values, (*out_hw, channels)).astype(np.float32) for values in (spec.mean, spec.std)
+        mean, std = (np.broadcast_to(values, channels).astype(np.float32) for values in (spec.mean, spec.std))
+        self.large = out_hw[0] * out_hw[1] > LARGEST_AT_ONCE
+        # As long as an image, or a row of a large one: short ones are slow to repeat, long ones do not stay in caches.
+        repeats = out_hw[1] if self.large else out_hw[0] * out_hw[1]
+        self.scale, self.shift, self.strength = (
+            torch.from_numpy(np.tile(numbers, repeats)).to(device)
+            for numbers in (1 / (255 * std), -mean / std, spec.noise_std * (1 / std))
         )
-        affine = [torch.from_numpy(numbers).to(device) for numbers in (1 / (255 * std), -mean / std, 1 / std)]
-        self.numbers = mean.size
+        self.numbers = out_hw[0] * out_hw[1] * channels
         self.bank = noise_bank(self.numbers).to(device) if spec.noise_std else None
         sigma = spec.oe_blur_sigma_px
         self.blur = [torch.from_numpy(blur_matrix(side, sigma)).to(device) for side in out_hw] if sigma else None
-        self.one_by_one = device.type == "cpu" and out_hw[0] * out_hw[1] > LARGEST_AT_ONCE
         self.memory = _Memory()
-        values = functools.partial(_changed, mean=mean[0, 0].tolist(), std=std[0, 0].tolist(), noise_std=spec.noise_std)
+        values = functools.partial(_changed, mean=mean.tolist(), std=std.tolist(), noise_std=spec.noise_std)
         self.changed = torch.compile(values, dynamic=False) if compiled else values
-        self.scale, self.shift, self.strength = affine[0], affine[1], spec.noise_std * affine[2]
 
     @torch.no_grad()
     def __call__(self, parts: Sequence[Tensor], draws: Draws | None = None, inside: np.ndarray | None = None) -> Tensor:
@@ -90,7 +93,8 @@ class Finish:
         shape = (sum(map(len, parts)), *parts[0].shape[1:])
         on_cpu = self.device.type == "cpu"
         finished = self.memory.tensor(shape) if on_cpu else torch.empty(shape, device=self.device)
-        for some, images in self._pieces(parts, blurs=blur is not None):
+        changes, blurs = colour is not None or blur is not None, blur is not None
+        for some, images in self._pieces(parts, changes=changes, blurs=blurs):
             colour_, bounds_ = (None if each is None else each[some] for each in (colour, bounds))
             noise = None if draws is None or self.bank is None else self._noise(draws.noise[some], images.shape)
             blur_ = blur if some.start >= self.oe_from else None
@@ -103,17 +107,19 @@ class Finish:
         return finished.permute(0, 3, 1, 2)
 
     def _normalise(self, images: Tensor, noise: Tensor | None, finished: Tensor) -> None:
-        torch.addcmul(self.shift, finished.copy_(images), self.scale, out=finished)
+        rows = finished.view(-1, len(self.scale))
+        torch.addcmul(self.shift, rows.copy_(images.reshape(rows.shape)), self.scale, out=rows)
         if noise is not None:
-            finished.addcmul_(noise, self.strength)
+            rows.addcmul_(noise.view(rows.shape), self.strength)
 
-    def _pieces(self, parts: Sequence[Tensor], *, blurs: bool) -> Iterator[tuple[slice, Tensor]]:
-        """What is finished in one call: each part, cut where blurring begins, or each image alone."""
+    def _pieces(self, parts: Sequence[Tensor], *, changes: bool, blurs: bool) -> Iterator[tuple[slice, Tensor]]:
+        """What is finished in one call: each part, cut where blurring begins, or a few large images."""
+        at_once = (1 if changes else NORMALISED_AT_ONCE) if self.large and self.device.type == "cpu" else 0
         first = 0
         for part in parts:
             edge = min(max(self.oe_from - first, 0), len(part)) if blurs else 0
             for images in (part[:edge], part[edge:]):
-                for piece in images.split(1 if self.one_by_one else max(1, len(images))):
+                for piece in images.split(at_once or max(1, len(images))):
                     if len(piece):
                         yield slice(first, first + len(piece)), piece
                     first += len(piece)
@@ -184,7 +190,7 @@ def jitter(planes: list[Tensor], colour: Tensor, mask: Tensor | None) -> list[Te
     """ColorJitter of planes [n, H, W] in [0, 1], by `colour` [n, 4] as in `Draws`; of grey images brightness and
     contrast only. Padding, where `mask` is 0, stays black."""
     brightness, contrast, saturation, hue = (numbers[:, None, None] for numbers in colour.unbind(1))
-    planes = [(plane * brightness).clamp(0, 1) for plane in planes]
+    planes = [(plane * brightness).clamp(max=1) for plane in planes]
     grey = _grey(planes)
     if mask is None:
         pivot = grey.mean((1, 2), keepdim=True)
@@ -203,23 +209,24 @@ def _grey(planes: list[Tensor]) -> Tensor:
 
 
 def _turned(planes: list[Tensor], hue: Tensor) -> list[Tensor]:
-    """The hue shifted by that part of a turn, in HSV: red, green and blue are v − (v − min) · clip(min(k, 4 − k), 0, 1)
-    with k = (n + 6 hue) mod 6 and n = 5, 3, 1 (Smith 1978, in one formula)."""
+    """The hue shifted by that part of a turn, in HSV: a colour that lies d sixths of a turn from red, −3 to 3, has
+    min + chroma · clip(2 − |d|, 0, 1) of it, and so for green and blue (Smith 1978, in one formula). All is taken
+    times the chroma, so that nothing is divided by it."""
     red, green, blue = planes
-    value = torch.maximum(torch.maximum(red, green), blue)
-    chroma = value - torch.minimum(torch.minimum(red, green), blue)
-    factor = 1 / torch.where(chroma > 0, chroma, 1.0)
-    sixth = torch.where(
+    value, least = torch.maximum(torch.maximum(red, green), blue), torch.minimum(torch.minimum(red, green), blue)
+    chroma = value - least
+    two, three = 2 * chroma, 3 * chroma
+    distance = torch.where(
         value == red,
-        (green - blue) * factor,
-        torch.where(value == green, 2 + (blue - red) * factor, 4 + (red - green) * factor),
+        green - blue,
+        torch.where(value == green, two + (blue - red), (red - green) - two),
     )
-    sixth = sixth + 6 * hue
+    distance = distance + 6 * hue * chroma
     turned = []
-    for n in (5, 3, 1):
-        k = sixth + n
-        k = k - 6 * torch.floor(k * (1 / 6))
-        turned.append(value - chroma * torch.minimum(k, 4 - k).clamp(0, 1))
+    for from_colour in (distance, distance - two, distance + two):
+        # Beyond half a turn, as shifting may bring it, the way around is shorter.
+        shortest = ((from_colour.abs() - three).abs() - three).abs()
+        turned.append(least + torch.minimum(torch.relu(two - shortest), chroma))
     return turned
 
 

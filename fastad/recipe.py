@@ -72,10 +72,11 @@ class OptimSpec:
 class TrainSpec:
     """How the work is executed. `resident`: "auto" holds images on the device where they fit, and are small or come
     again; "off" reads and decodes them for every batch. `precision`: "auto" is bfloat16 autocast on GPUs that have it,
-    else float32. `compile`: "auto" is on for CUDA, and on the CPU where the run is long enough to repay it.
-    `deterministic`: the same bits every time also on a GPU, where that is slower. A checkpoint is written once
-    `checkpoint_every_s` have passed, and after every `checkpoint_every_epochs` if that is not 0. `tensorboard`: what is
-    logged is also written to the run's folder "tensorboard".
+    else float32. `compile`: "auto" is on for CUDA, where steps become CUDA graphs, too; on the CPU it is on for a long
+    run of one process, if that is found faster on this machine. `deterministic`: the same bits every time also on a
+    GPU, where that is slower. A checkpoint is written once `checkpoint_every_s` have passed, and after every
+    `checkpoint_every_epochs` if that is not 0. `tensorboard`: what is logged is also written to the run's folder
+    "tensorboard".
     """
 
     resident: str = "auto"

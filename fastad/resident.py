@@ -1,7 +1,7 @@
 """Images that fit in a device's memory: held as uint8, decoded and resized once, gathered and cropped there.
 
 Owns what is held and the gathering; values of pixels are `fastad.pixels`'.
-Use: `held = hold(reader, rows, spec, device, LoaderSpec(), faults)`, then `resident_crops(held, wanted, spec, faults)`.
+Use: `held = hold(Origin(reader, faults), rows, decoding)`, then `resident_crops(held, wanted, spec, faults)`.
 """
 
 from collections.abc import Generator, Iterator
@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from fastad.augment import AugmentSpec, Geometry, place
-from fastad.dali import Crops, Faults, LoaderSpec, whole_images
+from fastad.dali import Crops, Decoding, whole_images
+from fastad.faults import Faults, Origin
 from fastad.feed import Wanted
 from fastad.pixels import moved
 from fastad.progress import progress
@@ -44,25 +45,20 @@ def bytes_held(reader: ShardReader, rows: np.ndarray, spec: AugmentSpec) -> int:
     return int(size.astype(np.int64).prod(axis=1).sum()) * reader.manifest.channels
 
 
-def hold(
-    reader: ShardReader,
-    rows: np.ndarray,
-    spec: AugmentSpec,
-    device: torch.device,
-    loader: LoaderSpec,
-    faults: Faults,
-) -> Held:
+def hold(origin: Origin, rows: np.ndarray, decoding: Decoding) -> Held:
     """Reads, decodes and resizes the images of `rows` and holds them on the device.
 
     In the place of an image that cannot be decoded stands another's, as `dali_crops` does it.
     """
+    reader, device = origin.reader, decoding.device
     rows, channels = np.unique(rows), reader.manifest.channels
-    pixels = torch.empty((bytes_held(reader, rows, spec) // channels, channels), dtype=torch.uint8, device=device)
+    needed = bytes_held(reader, rows, decoding.spec)
+    pixels = torch.empty((needed // channels, channels), dtype=torch.uint8, device=device)
     first, size, at = [], [], 0
     # Arrays take no time worth showing.
     shown = progress(f"hold {reader.manifest.name}", len(rows), unit="images") if reader.is_encoded else nullcontext()
     with shown as advance:
-        for images in whole_images(reader, rows, spec, device, loader, faults, batch=HOLD_BATCH):
+        for images in whole_images(origin, rows, decoding, batch=HOLD_BATCH):
             for image in images:
                 stop = at + image.shape[0] * image.shape[1]
                 if stop > len(pixels):  # what stands in for an image may be larger

@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from fastad.dali import Faults
+from fastad.dali import Decoding
 from fastad.errors import FastadError
+from fastad.faults import Faults, Origin
 from fastad.manifest import Manifest, open_set
 from fastad.pipeline import Source, out_hw
 from fastad.plan import Plan, Stream
@@ -179,7 +180,7 @@ def _source(
     sets.held.pop(role, None)
     if not _bytes_to_hold(recipe, role, reader, rows, reads, device):
         return Source(reader, faults=faults)
-    source = Source(reader, hold(reader, rows, recipe.augment, device, recipe.loader, faults), faults)
+    source = Source(reader, hold(Origin(reader, faults), rows, Decoding(recipe.augment, device, recipe.loader)), faults)
     sets.held[role] = key, source
     return source
 

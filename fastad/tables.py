@@ -5,6 +5,7 @@ of a run are `fastad.evaluate`'s.
 Use: `for table in tables(group_runs(results)): ...`.
 """
 
+import itertools
 import math
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,10 +27,13 @@ Item = TypeVar("Item", bound=Hashable)
 
 
 class Cell(NamedTuple):
-    """A figure and its interval, as text; the interval may be empty."""
+    """A figure and its interval, as text; the interval may be empty. `below`: lines under them, such as the published
+    figure; `flagged`: the last of them is to be set off."""
 
     figure: str
     interval: str = ""
+    below: tuple[str, ...] = ()
+    flagged: bool = False
 
 
 NO_CELL = Cell("–")
@@ -47,12 +51,19 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A table in plain text. `header`: what the rows are, then the columns; `note`: how the figures are to be read."""
+    """A table in plain text. `header`: what the rows are, then the columns; `note`: how the figures are to be read.
+    `regimes`: a heading above each column but the first, alike for columns that belong together."""
 
     title: str
     header: tuple[str, ...]
     rows: tuple[Row, ...]
     note: str
+    regimes: tuple[str, ...] = ()
+
+
+def regime_spans(table: Table) -> list[tuple[str, int]]:
+    """Each heading above columns that belong together, with their number."""
+    return [(name, len(list(columns))) for name, columns in itertools.groupby(table.regimes)]
 
 
 class Statistic(NamedTuple):
@@ -104,10 +115,29 @@ class Groups:
         return [group for key, group in self.runs.items() if (key[0], key[2]) == (recipe, objective)]
 
 
+def has_figures(result: RunResult) -> bool:
+    """Whether the model could be measured: the scores of one that diverged may not be finite."""
+    return math.isfinite(result.metrics["auroc"].value)
+
+
+def diverged_note(results: Iterable[RunResult]) -> str:
+    """How many models diverged, and how many of them have no figures; empty if none did."""
+    diverged = [result for result in results if result.diverged_at_epoch is not None or not has_figures(result)]
+    if not diverged:
+        return ""
+    first = diverged[0]
+    lost = sum(not has_figures(result) for result in diverged)
+    return (
+        f"{len(diverged):,} model{'s' * (len(diverged) > 1)} diverged and stayed as they were then, such as "
+        f"{first.recipe}, {first.class_name}, {first.objective}, seed {first.seed}; "
+        f"{lost:,} of them could not be measured and are left out."
+    )
+
+
 def group_runs(results: Iterable[RunResult]) -> Groups:
-    """The results by what is averaged."""
+    """The results that have figures, by what is averaged."""
     runs: dict[tuple[str, str, str], list[RunResult]] = {}
-    for result in results:
+    for result in filter(has_figures, results):
         runs.setdefault((result.recipe, result.class_name, result.objective), []).append(result)
     return Groups({key: sorted(group, key=lambda result: result.seed) for key, group in runs.items()})
 
@@ -146,6 +176,8 @@ def class_means(groups: Groups, recipe: str, metric: str) -> dict[str, ClassMean
 
 def tables(groups: Groups) -> list[Table]:
     """Classes × objectives, a table for each metric; for a single class metrics × objectives, in one."""
+    if not groups.runs:
+        return []
     if len(groups.classes) == 1:
         ((recipe, names),) = groups.classes.items()
         if len(names) == 1:
@@ -175,6 +207,19 @@ def _class_table(groups: Groups, metric: str) -> Table:
             notes.append(f"Row “{label}”: over classes{_mean_note(means)}.")
             notes.append(f"Spread over classes, the ± of the paper's mean rows: {spreads or '–'}.")
     return Table(_title(metric), ("class", *groups.objectives), tuple(rows), " ".join(notes))
+
+
+def grid_table(groups: Groups, experiment: str) -> Table:
+    """AUROC of the points of a grid × objectives, each over the classes that the point has."""
+    rows = []
+    for recipe in groups.classes:
+        of, _, label = recipe.partition("/")
+        if of == experiment:
+            means = class_means(groups, recipe, "auroc")
+            statistics = [means[name].over_seeds if name in means else None for name in groups.objectives]
+            rows.append(_row(label, statistics, "auroc"))
+    title = f"{experiment}: {_title('auroc')}, mean over classes"
+    return Table(title, ("point", *groups.objectives), tuple(rows), "± and interval: of the seeds' class means.")
 
 
 def _mean_note(means: Mapping[str, ClassMean]) -> str:
@@ -217,27 +262,33 @@ def _cell(found: Statistic) -> Cell:
     return Cell(percent(found.mean) + std, interval)
 
 
-def cost_table(groups: Groups) -> Table:
-    """What the runs of each recipe and objective took, as medians over them."""
-    gathered: dict[str, list[RunResult]] = {}
-    for (recipe, _, objective), group in groups.runs.items():
-        gathered.setdefault(groups.label(recipe, objective), []).extend(group)
-    phases = distinct(phase for results in gathered.values() for result in results for phase in result.seconds)
+def cost_table(results: Iterable[RunResult]) -> Table:
+    """What was spent on each objective of an experiment, and what one of its runs took, as medians over them."""
+    gathered: dict[tuple[str, str], list[RunResult]] = {}
+    for result in results:
+        gathered.setdefault((result.recipe.partition("/")[0], result.objective), []).append(result)
+    phases = distinct(phase for group in gathered.values() for result in group for phase in result.seconds)
+    several = len({experiment for experiment, _ in gathered}) > 1
     rows = []
-    for label, results in gathered.items():
+    for (experiment, objective), group in gathered.items():
         figures = [
-            f"{len(results):,}",
-            *(f"{np.median([result.seconds.get(phase, 0) for result in results]):,.1f}" for phase in phases),
-            f"{np.median([result.images_per_s for result in results]):,.0f}",
-            percent(float(np.median([result.stall_share for result in results]))),
-            ", ".join(distinct(result.verdict.partition(":")[0] or "–" for result in results)),
-            ", ".join(map(str, distinct(result.group_size for result in results))),
-            ", ".join(distinct(f"{result.precision}{', compiled' if result.compiled else ''}" for result in results)),
+            *_spent(group),
+            *(f"{np.median([result.seconds.get(phase, 0) for result in group]):,.1f}" for phase in phases),
+            f"{np.median([result.images_per_s for result in group]):,.0f}",
+            percent(float(np.median([result.stall_share for result in group]))),
+            ", ".join(distinct(result.verdict.partition(":")[0] or "–" for result in group)),
+            ", ".join(map(str, distinct(result.group_size for result in group))),
+            ", ".join(distinct(f"{result.precision}{', compiled' if result.compiled else ''}" for result in group)),
         ]
-        rows.append(Row(label, tuple(map(Cell, figures))))
+        rows.append(Row(f"{experiment} / {objective}" if several else objective, tuple(map(Cell, figures))))
+    if len(gathered) > 1:
+        spent = _spent([result for group in gathered.values() for result in group])
+        rows.append(Row("all", tuple(Cell(figure) for figure in (*spent, *[""] * (len(phases) + 5))), is_mean=True))
     header = (
         "objective",
         "runs",
+        "images, millions",
+        "hours",
         *(f"{phase}, s" for phase in phases),
         "images/s",
         "waiting, %",
@@ -246,9 +297,21 @@ def cost_table(groups: Groups) -> Table:
         "precision",
     )
     note = (
-        "Medians over runs. Objectives that are trained at once share their batches: each shows the time of them all."
+        "Images and hours in all; from there on, medians over runs. Objectives that are trained at once share their "
+        "batches: each run shows the time of them all, of which hours count its own share."
     )
-    return Table("Cost of a run", header, tuple(rows), note)
+    return Table("Cost", header, tuple(rows), note)
+
+
+def _spent(group: Sequence[RunResult]) -> tuple[str, str, str]:
+    """Runs, millions of images that they were trained on, hours."""
+    images = sum(result.images_per_s * result.seconds.get("train", 0) for result in group)
+    return f"{len(group):,}", f"{images / 1e6:,.1f}", f"{sum(map(shared_seconds, group)) / 3600:,.2f}"
+
+
+def shared_seconds(result: RunResult) -> float:
+    """The time that a run took, its own share of what the objectives of its group took together."""
+    return sum(result.seconds.values()) / result.group_size
 
 
 def percent(fraction: float, digits: int = 1) -> str:

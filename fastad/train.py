@@ -252,7 +252,7 @@ def _line(training: Training, epoch: int, told: Epoch, images_per_s: float, stal
     return {
         "epoch": epoch,
         "step": training.step,
-        "lr": training.member.optimizer.param_groups[0]["lr"],
+        "lr": float(training.member.optimizer.param_groups[0]["lr"]),
         "loss": finite(told.loss),
         "guard_hits": told.guard_hits,
         "nonfinite_losses": told.nonfinite_losses,

@@ -10,14 +10,14 @@ import json
 import os
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, closing
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from fastad.dali import TUNED, LoaderSpec, dali_crops
+from fastad.dali import TUNED, Decoding, LoaderSpec, dali_crops
 from fastad.errors import FastadError
 from fastad.feed import planned
 from fastad.files import cache_home, locked, write_json
@@ -66,9 +66,9 @@ class Tuner:
 
 def _choose(recipe: Recipe, plan: Plan, decoded: Decoded, device: torch.device, runs: int) -> LoaderSpec:
     given, machine = recipe.loader, _machine(device)
-    values = {name: _values(name, machine["cores"]) for name in given.left_open()}
-    if device.type == "cpu":
-        values.pop("hw_decoder_load", None)
+    # A CPU has no decoder beside its cores, and decoding alone does not show what batches ahead cost there.
+    tuned = TUNED if device.type == "cuda" else ("threads",)
+    values = {name: _values(name, machine["cores"]) for name in given.left_open() if name in tuned}
     key = machine | _work(recipe, decoded) | {"given": {name: getattr(given, name) for name in TUNED}}
     path = cache_home() / f"loader-{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]}.json"
     found, why = _kept(path, key, values), f"cached in {path}"
@@ -79,10 +79,11 @@ def _choose(recipe: Recipe, plan: Plan, decoded: Decoded, device: torch.device, 
         if found:
             why = f"tuned now: {rates[-1]['images_per_s']:,.0f} images/s decoded alone"
             _keep(path, {"key": key, "loader": found, "rates": rates})
-    chosen = replace(given.settled(), **(found or {}))
+    chosen = replace(given.settled(device), **(found or {}))
     names = [name for name in TUNED if name != "hw_decoder_load" or device.type == "cuda"]
     settings = ", ".join(
-        f"{WORDS[name]} {getattr(chosen, name)}{'' if name in values else ' (the recipe’s)'}" for name in names
+        f"{WORDS[name]} {getattr(chosen, name)}{'' if name in given.left_open() else ' (the recipe’s)'}"
+        for name in names
     )
     say(f"loader: {settings}{f'; {why}' if values else ''}")
     return chosen
@@ -126,7 +127,7 @@ def _sweep(
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """The settings found, one after another, and each rate measured, the chosen settings' last; no settings where that
     does not pay for so many images."""
-    best = recipe.loader.settled()
+    best = recipe.loader.settled(device)
     if images < FROM_IMAGES:
         return {}, []
 
@@ -154,14 +155,10 @@ def _sweep(
 def _images_per_s(recipe: Recipe, plan: Plan, decoded: Decoded, device: torch.device, loader: LoaderSpec) -> float:
     """How fast the plan's first batches are decoded, with the draws of its training; a short plan goes on beyond its
     end."""
-    plan, each = replace(plan, epochs=ENDLESS_EPOCHS), loader.for_each_of(len(decoded))
-    with ExitStack() as opened:
-        crops = []
-        for stream, source in decoded:
-            wanted = planned(plan, stream, recipe.augment, start_step=0, share=WHOLE_BATCH)
-            made = dali_crops(source.reader, wanted, recipe.augment, device, each, source.faults)
-            crops.append(opened.enter_context(closing(made)))
-        batches = zip(*crops, strict=True)
+    plan, spec = replace(plan, epochs=ENDLESS_EPOCHS), recipe.augment
+    wanted = [planned(plan, stream, spec, start_step=0, share=WHOLE_BATCH) for stream, _ in decoded]
+    crops = dali_crops([source.origin for _, source in decoded], wanted, Decoding(spec, device, loader))
+    with closing(crops) as batches:
         # What was made ahead while nobody asked is not counted.
         for _ in itertools.islice(batches, loader.prefetch + 1):
             pass

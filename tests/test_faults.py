@@ -19,9 +19,10 @@ from torch import nn
 
 from fastad import shard
 from fastad.augment import AugmentSpec
-from fastad.dali import Faults, LoaderSpec
+from fastad.dali import Decoding, LoaderSpec
 from fastad.encode import Encoding
 from fastad.errors import FastadError, Interrupted
+from fastad.faults import Faults, Origin
 from fastad.listing import Converter
 from fastad.manifest import Manifest, Sample, open_set
 from fastad.networks import NETWORKS, Network
@@ -35,6 +36,7 @@ from fastad.train import train
 
 CPU = torch.device("cpu")
 SPEC = AugmentSpec(crop_px=64, flip_probability=0.5, noise_std=0.01)
+HOW = Decoding(SPEC, CPU, LoaderSpec())
 
 Damage = Callable[[bytes], bytes]
 
@@ -108,7 +110,7 @@ def sources_of(plan: Plan, manifest: Manifest, executor: str, spec: AugmentSpec 
     reader, sources = ShardReader(manifest), []
     for stream in plan.streams:
         faults = Faults(stream.rows)
-        held = hold(reader, stream.rows, spec, CPU, LoaderSpec(), faults) if executor == "resident" else None
+        held = hold(Origin(reader, faults), stream.rows, replace(HOW, spec=spec)) if executor == "resident" else None
         sources.append(Source(reader, held, faults))
     return sources
 
@@ -218,7 +220,20 @@ def test_known_faults_cost_no_second_pipeline(damaged: Manifest, monkeypatch: py
     monkeypatch.setattr(dali, "_graph", lambda *args, **fields: made.append(args) or graph(*args, **fields))
     plan = make_plan(damaged, epochs=12)
     batches_of(plan, sources_of(plan, damaged, "dali"))
-    assert len(made) == 2
+    assert len(made) == 1
+
+
+def test_the_headers_of_a_row_are_walked_once(damaged: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:
+    from fastad import faults
+
+    walked: list[int] = []
+    has_headers = faults._has_headers
+    monkeypatch.setattr(faults, "_has_headers", lambda source: walked.append(len(source)) or has_headers(source))
+    plan = make_plan(damaged, epochs=12)
+    sources = sources_of(plan, damaged, "dali")
+    batches_of(plan, sources)
+    assert 0 < len(walked) <= sum(len(stream.rows) for stream in plan.streams) < plan.steps * plan.batch_size
+    assert not any(source.faults.checked[row_of(damaged, index)] for source in sources for index in BAD)
 
 
 @pytest.mark.parametrize("executor", ["dali", "resident"])
@@ -236,7 +251,7 @@ def test_in_a_test_nothing_is_left_out(index: int, executor: str, damaged: Manif
     reader, faults = ShardReader(damaged), Faults()
     message = rf"\d+\.tar: image damaged-{index:03d} cannot be decoded .*none may stand in for it in a test"
     with pytest.raises(FastadError, match=message):
-        held = hold(reader, rows, SPEC, CPU, LoaderSpec(), faults) if executor == "resident" else None
+        held = hold(Origin(reader, faults), rows, HOW) if executor == "resident" else None
         list(evaluation_batches(Source(reader, held, faults), rows, np.zeros(4, np.float32), SPEC, CPU))
 
 

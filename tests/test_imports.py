@@ -10,12 +10,26 @@ import fastad
 ORDER = (
     *("__init__", "errors", "seeds", "files", "progress", "remote", "workers", "tar", "encode", "card", "manifest"),
     *("stage", "listing", "in_place", "write", "shard", "reader", "verify", "synsets", "view", "inspect", "plan"),
-    *("augment", "feed", "pixels", "ahead", "dali", "resident", "pipeline", "backbones", "networks", "objectives"),
-    *("recipe", "experiment", "ranks", "sets", "batch_picture", "run", "tune", "group", "warm", "verdict", "training"),
-    *("checkpoint", "log", "evaluate", "outcome", "train", "estimate", "sweep_queue", "sweep_worker"),
-    *("sweep_presence", "sweep_pool", "sweep_watch", "sweep", "forecast", "toy"),
-    *("tables", "figures", "page", "report", "quickstart", "bench", "bench_loader", "bench_shard", "bench_sweep"),
-    *("options", "cli_sweep", "cli", "__main__"),
+    *("augment", "feed", "pixels", "ahead", "faults", "dali", "resident", "pipeline", "backbones", "networks"),
+    *("objectives", "recipe", "experiment", "ranks", "sets", "batch_picture", "run", "tune", "memory", "compiling"),
+    *(
+        "step_graph",
+        "group",
+        "warm",
+        "verdict",
+        "training",
+        "checkpoint",
+        "log",
+        "evaluate",
+        "outcome",
+        "train",
+        "estimate",
+    ),
+    *("sweep_queue", "sweep_worker", "sweep_presence", "sweep_pool", "sweep_watch", "sweep", "forecast", "toy"),
+    *("tables", "results", "measured", "published", "compare", "paper_tables", "paired", "coverage", "drawing"),
+    *("figures", "paper_figures", "toy_figure", "words", "markup", "page", "report", "quickstart"),
+    *("bench", "bench_loader", "roofline", "bench_step", "bench_shard", "bench_sweep", "options", "cli_sweep", "cli"),
+    *("__main__",),
 )
 LIGHT = {"manifest", "stage", "synsets", "view", "plan", "augment", "reader", "shard", "verify", "inspect"}
 

@@ -241,3 +241,88 @@ def test_colour_networks_learn_from_every_parameter(name: str) -> None:
     found.square().sum().backward()
     still = [key for key, parameter in model.named_parameters() if parameter.grad is None]
     assert not still
+
+
+SHAPES = {"mnist-lenet": SHAPE, "cifar-lenet": (32, 32, 3), "resnet18-cbam": (64, 64, 3)}
+
+
+@pytest.mark.parametrize("name", ["mnist-lenet", "cifar-lenet"])
+def test_pooling_before_leaky_relu_changes_no_number(name: str) -> None:
+    """The paper's order, activation first, on images whose parts are alike: many windows have several maxima."""
+    ours, theirs = build(name, SHAPES[name], 1, seed=1), build(name, SHAPES[name], 1, seed=1)
+    for place, module in list(enumerate(theirs.body)):  # type: ignore[arg-type]
+        if isinstance(module, nn.MaxPool2d):
+            theirs.body[place], theirs.body[place + 1] = nn.LeakyReLU(0.01), module  # type: ignore[index]
+    height, width, channels = SHAPES[name]
+    images = (torch.rand(16, height, width, channels) > 0.9).float().permute(0, 3, 1, 2)
+    for model in (ours, theirs):
+        model(images).square().mean().backward()
+    assert torch.equal(ours(images), theirs(images))
+    for (key, parameter), other in zip(ours.named_parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(parameter.grad, other.grad, rtol=1e-5, atol=1e-7, msg=key)
+
+
+def layout_copies(model: Detector, images: torch.Tensor) -> list[tuple[str, list[int]]]:
+    """What a step copies into another order of memory, but for what is made flat."""
+    from torch.profiler import ProfilerActivity, profile
+
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if images.is_cuda else [])]
+    with profile(activities=activities, record_shapes=True) as profiled:
+        model(images).square().mean().backward()
+    found = []
+    for event in profiled.events() or ():
+        shape = event.input_shapes[0] if event.input_shapes else []
+        parent = event.cpu_parent.name if event.cpu_parent else ""
+        if event.name in ("aten::contiguous", "aten::clone") and len(shape) == 4 and parent != "aten::flatten":
+            found.append((parent, shape))
+        if "nchwToNhwc" in event.name or "nhwcToNchw" in event.name:
+            found.append((event.name, []))
+    return found
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_no_step_copies_into_another_layout(name: str) -> None:
+    height, width, channels = SHAPES[name]
+    model, planes = build(name, SHAPES[name], 1, seed=1), torch.rand(8, channels, height, width)
+    images = planes.to(memory_format=torch.channels_last)
+    assert layout_copies(model, images) == []
+    if channels > 1:
+        model.body[0] = nn.Sequential(model.body[0], Transposing())  # type: ignore[index]
+        assert layout_copies(model, images), "the test sees what it looks for"
+
+
+class Transposing(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.contiguous()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("name", SHAPES)
+def test_no_step_on_a_gpu_copies_into_another_layout(name: str, compiled: bool) -> None:
+    height, width, channels = SHAPES[name]
+    model = build(name, SHAPES[name], 1, seed=1).cuda()
+    model.autocast_dtype = torch.bfloat16
+    images = torch.rand(64, channels, height, width, device="cuda").to(memory_format=torch.channels_last)
+    stepped = torch.compile(model, fullgraph=True, dynamic=False) if compiled else model
+    stepped(images).square().mean().backward()  # compiles, and lets cuDNN choose
+    assert layout_copies(stepped, images) == []  # type: ignore[arg-type]
+
+
+def test_the_body_computes_in_bfloat16_and_all_that_is_kept_or_scored_in_float32() -> None:
+    model = build("mnist-lenet", SHAPE, 1, seed=1)
+    model.autocast_dtype = torch.bfloat16
+    seen = {}
+    for name, module in model.named_modules():
+        module.register_forward_hook(
+            lambda _module, inputs, output, name=name: seen.update({name: (inputs[0].dtype, output.dtype)})
+        )
+    out = model(torch.rand(8, 1, 28, 28))
+    assert seen["body.0"][1] == seen["body.4"][1] == seen["body.12"][1] == torch.bfloat16
+    assert seen["head"] == (torch.float32, torch.float32)
+    assert out.dtype == torch.float32
+    out.square().mean().backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.dtype == parameter.grad.dtype == torch.float32, name  # type: ignore[union-attr]
+    assert all(buffer.dtype in (torch.float32, torch.int64) for buffer in model.buffers())

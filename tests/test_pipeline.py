@@ -16,9 +16,10 @@ from torchvision.transforms import v2
 
 from fastad import shard
 from fastad.augment import AugmentSpec, draw
-from fastad.dali import Faults, LoaderSpec
+from fastad.dali import Decoding, LoaderSpec
 from fastad.encode import Encoding
 from fastad.errors import FastadError
+from fastad.faults import Faults, Origin
 from fastad.listing import Converter
 from fastad.manifest import Manifest, Sample
 from fastad.pipeline import Batch, Source, evaluation_batches, out_hw, train_batches
@@ -44,7 +45,7 @@ def by_dali(plan: Plan, readers: list[ShardReader], spec: AugmentSpec) -> list[S
 
 def resident(plan: Plan, readers: list[ShardReader], spec: AugmentSpec) -> list[Source]:
     return [
-        Source(reader, hold(reader, stream.rows, spec, CPU, LoaderSpec(), Faults()))
+        Source(reader, hold(Origin(reader, Faults()), stream.rows, Decoding(spec, CPU, LoaderSpec())))
         for stream, reader in zip(plan.streams, readers, strict=True)
     ]
 
@@ -182,6 +183,39 @@ def test_both_executors_give_the_same_bits(blobs: Manifest, extras: Manifest) ->
         assert torch.equal(one.images, other.images)
 
 
+@pytest.mark.parametrize("streamed", [(0,), (1,), (0, 2), (0, 1, 2)])
+def test_streams_of_several_kinds_and_executors_make_the_same_batches(
+    streamed: tuple[int, ...], blobs: Manifest, extras: Manifest
+) -> None:
+    streams = (*make_plan(extras).streams, Stream("oe-2", np.arange(60, 120), 4, "cyclic"))
+    plan, readers = Plan(streams, seed=5, epochs=1), [ShardReader(manifest) for manifest in (blobs, extras, blobs)]
+    one, other = by_dali(plan, readers, WHOLE), resident(plan, readers, WHOLE)
+    mixed = [(one if number in streamed else other)[number] for number in range(3)]
+    for found, expected in zip(
+        train_batches(plan, mixed, WHOLE, CPU), train_batches(plan, other, WHOLE, CPU), strict=True
+    ):
+        np.testing.assert_array_equal(found.row, expected.row)
+        assert torch.equal(found.images, expected.images)
+
+
+def test_photographs_and_arrays_are_streamed_side_by_side(photos: Manifest, tmp_path: Path) -> None:
+    """They share no pipeline, and each has the crops that it has alone."""
+    squares = [load_sample_images().images[0][top : top + 32, :32] for top in range(64)]
+    samples = [
+        Sample(f"{number:02d}", np.ascontiguousarray(each), None, "train") for number, each in enumerate(squares)
+    ]
+    arrays = shard.convert_with(Converter("arrays", lambda: iter(samples), "tests", "CC0", None, ""), None, tmp_path)
+    assert arrays is not None
+    spec = AugmentSpec(crop_px=24, flip_probability=0.5)
+    streams = [Stream(name, np.arange(len(each.key)), 8) for name, each in (("nominal", photos), ("oe", arrays))]
+    together = run(Plan(tuple(streams), 5, 1), [photos, arrays], spec)
+    for place, (stream, manifest) in enumerate(zip(streams, (photos, arrays), strict=True)):
+        alone = run(Plan((stream,), 5, 1), [manifest], spec)
+        for both, apart in zip(together, alone, strict=False):
+            np.testing.assert_array_equal(both.row[8 * place :][:8], apart.row)
+            assert torch.equal(both.images[8 * place :][:8], apart.images)
+
+
 def test_without_oe_batches_are_nominal_only(blobs: Manifest) -> None:
     batches = run(make_plan(None), [blobs], AugmentSpec())
     assert {len(batch.row) for batch in batches} == {16}
@@ -201,7 +235,7 @@ def test_evaluation_keeps_order_and_drops_nothing(executor: str, blobs: Manifest
     target = (np.arange(60) % 2).astype(np.float32)
     spec = replace(WHOLE, mean=(0.5,), std=(1.0,))
     reader = ShardReader(blobs)
-    held = hold(reader, rows, spec, CPU, LoaderSpec(), Faults()) if executor == "resident" else None
+    held = hold(Origin(reader, Faults()), rows, Decoding(spec, CPU, LoaderSpec())) if executor == "resident" else None
     batches = list(evaluation_batches(Source(reader, held), rows, target, spec, CPU, size=25))
     assert [len(batch.row) for batch in batches] == [25, 25, 10]
     np.testing.assert_array_equal(np.concatenate([batch.row for batch in batches]), rows)
@@ -252,7 +286,7 @@ def test_crops_of_jpegs_are_those_of_the_reference(spec: AugmentSpec, executor: 
 def test_resizing_and_the_central_crop_are_torchvisions_but_for_a_level(executor: str, photos: Manifest) -> None:
     spec, rows = AugmentSpec(resize_px=56, crop_px=48), np.arange(60)
     reader = ShardReader(photos)
-    held = hold(reader, rows, spec, CPU, LoaderSpec(), Faults()) if executor == "resident" else None
+    held = hold(Origin(reader, Faults()), rows, Decoding(spec, CPU, LoaderSpec())) if executor == "resident" else None
     found = torch.cat(
         [
             batch.images.clone()
@@ -300,7 +334,9 @@ def test_arrays_of_several_sizes_are_cropped_too(tmp_path: Path) -> None:
 def test_the_gpu_gives_the_cpus_pixels(executor: str, blobs: Manifest, extras: Manifest) -> None:
     plan, readers, gpu = make_plan(extras), [ShardReader(blobs), ShardReader(extras)], torch.device("cuda")
     held = [
-        hold(reader, stream.rows, WHOLE, gpu, LoaderSpec(), Faults()) if executor == "resident" else None
+        hold(Origin(reader, Faults()), stream.rows, Decoding(WHOLE, gpu, LoaderSpec()))
+        if executor == "resident"
+        else None
         for stream, reader in zip(plan.streams, readers, strict=True)
     ]
     sources = [Source(reader, each) for reader, each in zip(readers, held, strict=True)]

@@ -45,6 +45,17 @@ def test_each_part_of_the_jitter_is_torchvisions(field: str) -> None:
         np.testing.assert_allclose(found[number], expected, atol=2e-4)
 
 
+@pytest.mark.parametrize("turn", [-0.5, -0.4, -0.2, 0.0, 0.3, 0.5])
+def test_hues_are_shifted_by_up_to_half_a_turn_either_way(turn: float) -> None:
+    spec, images = AugmentSpec(hue_turns=0.5), crops(2)
+    draws = draw(spec, 1, "nominal", 0, 0, 2)
+    draws.colour[:, 3] = turn
+    found = finished(spec, images, draws)
+    for number in range(2):
+        expected = v2.functional.adjust_hue(images[number].permute(2, 0, 1).double() / 255, turn).permute(1, 2, 0)
+        np.testing.assert_allclose(found[number], expected, atol=1e-5)
+
+
 def test_the_jitter_is_distributed_as_torchvisions() -> None:
     """Means and spreads of each channel over 400 draws of a photograph; torchvision's order is random, ours is not."""
     images = crops(400)[::2]

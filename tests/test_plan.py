@@ -1,12 +1,17 @@
 """Plans, as properties over random sizes and seeds (PROTOCOL, Batches)."""
 
+import itertools
+import tracemalloc
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fastad.augment import AugmentSpec
 from fastad.errors import FastadError
-from fastad.plan import ORDERS, Plan, Share, Stream
+from fastad.feed import planned
+from fastad.plan import ORDERS, WHOLE_BATCH, Plan, Share, Stream
 from fastad.recipe import OE_ORDERS
 
 NOMINAL = st.integers(2, 400)
@@ -177,3 +182,27 @@ def test_fingerprints_tell_whatever_changes_a_batch_of_their_stream() -> None:
     for changed in (plan(seed=2), plan(epochs=3)):
         assert changed.fingerprints[0] != nominal
         assert changed.fingerprints[1] != oe
+
+
+IMAGENET_22K = 14_200_000
+
+
+def peak_bytes(plan: Plan, stream: Stream, start_step: int, steps: int) -> int:
+    """What stepping through some of a plan takes at most, its rows not counted."""
+    tracemalloc.start()
+    try:
+        wanted = planned(plan, stream, AugmentSpec(), start_step=start_step, share=WHOLE_BATCH)
+        assert sum(len(part.rows) for part in itertools.islice(wanted, steps)) == steps * stream.batch
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def test_of_a_plan_over_imagenet_22k_no_more_than_an_epoch_is_in_memory() -> None:
+    """Of 150 epochs, 8.5 GB of rows: two at most where one follows the other, with the places of one; and where the
+    nominal class sets the epoch, what that needs of the OE images and no more."""
+    rows = np.arange(IMAGENET_22K, dtype=np.int32)
+    all_of_it = Plan((Stream("nominal", rows, 128),), seed=1, epochs=150)
+    assert peak_bytes(all_of_it, all_of_it.nominal, 75 * all_of_it.steps_per_epoch - 1, 2) < 5 * rows.nbytes
+    one_class = Plan((Stream("nominal", rows[:1_300], 128), Stream("oe", rows, 128, "cyclic")), seed=1, epochs=150)
+    assert peak_bytes(one_class, one_class.oe[0], 0, 3 * one_class.steps_per_epoch) < 2**20

@@ -238,6 +238,9 @@ def test_scores_are_those_of_one_process(tiny: Recipe, home: Path, done: Path, t
     found = [json.loads(run.result.read_bytes()) for run in find_runs([done / "whole"])]
     assert [result["environment"]["processes"] for result in found] == [2, 2, 2]
     assert [result.environment["processes"] for result in alone] == [1, 1, 1]
+    for name, health in {result["objective"]: result["health"] for result in found}.items():
+        (expected,) = (result.health for result in alone if result.objective == name)
+        assert health == expected | {"largest_second_moment": pytest.approx(expected["largest_second_moment"], rel=0.1)}
     assert {result["objective"]: result["counts"] for result in found} == {
         result.objective: result.counts for result in alone
     }

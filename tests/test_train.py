@@ -140,18 +140,29 @@ def test_compiled_training_follows_eager_training(recipe: Recipe, home: Path) ->
     assert sums[1] == pytest.approx(sums[0], rel=1e-2)
 
 
-def test_compiling_is_chosen_by_the_length_of_one_run(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compiling_is_chosen_by_a_runs_length_and_what_is_measured_once(
+    recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from fastad import group
 
-    workbench = Workbench(recipe, (28, 28, 1), CPU)
+    measured: list[tuple[dict, dict]] = []
+    monkeypatch.setattr(group, "compiling_pays", lambda key, works: (measured.append((key, works)), True)[1])
     monkeypatch.setattr(group, "has_compiler", lambda: True)
+    workbench = Workbench(recipe, (28, 28, 1), CPU)
     assert not workbench.compiles(group.COMPILE_CPU_FROM_STEPS - 1)
+    assert not measured
     assert workbench.compiles(group.COMPILE_CPU_FROM_STEPS)
+    assert workbench.compiles(group.COMPILE_CPU_FROM_STEPS)
+    ((key, works),) = measured
+    assert (key["network"], key["images"]) == ("mnist-lenet", [32, 28, 28, 1])
+    works["eager"]()()
     monkeypatch.setattr(group, "has_compiler", lambda: False)
     assert not workbench.compiles(group.COMPILE_CPU_FROM_STEPS)
     workbench.recipe = replace(recipe, train=replace(recipe.train, compile="on"))
     with pytest.raises(FastadError, match=r"train\.compile=on needs a C\+\+ compiler"):
         workbench.compiles(1)
+    workbench.recipe = replace(recipe, train=replace(recipe.train, compile="off"))
+    assert not workbench.compiles(group.COMPILE_CPU_FROM_STEPS)
 
 
 def test_one_vs_rest_targets(recipe: Recipe, home: Path, blobs: Manifest) -> None:

@@ -17,7 +17,7 @@ from fastad.group import Member, Workbench, step
 from fastad.objectives import EPS, find
 from fastad.pipeline import Batch
 from fastad.recipe import Recipe
-from fastad.report import results_json, results_table
+from fastad.results import results_json, results_table
 from fastad.run import RunResult, deterministic, find_runs, read_result
 from fastad.train import train
 from fastad.training import largest_second_moment

@@ -1,0 +1,39 @@
+"""Every network and objective is one graph of fixed shapes to the compiler."""
+
+import functools
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from fastad.group import Workbench, step
+from fastad.objectives import OBJECTIVES, find
+from fastad.pipeline import Batch
+from fastad.recipe import Recipe
+
+CPU = torch.device("cpu")
+SHAPES = {"mnist-lenet": (28, 28, 1), "cifar-lenet": (32, 32, 3), "resnet18-cbam": (32, 32, 3)}
+PAIRS = [*(("mnist-lenet", name) for name in OBJECTIVES), ("cifar-lenet", "bce"), ("resnet18-cbam", "hsc")]
+
+
+@pytest.mark.filterwarnings("ignore")  # the compiler's own dependencies warn, differently with every release
+@pytest.mark.parametrize(("network", "objective"), PAIRS)
+def test_a_loss_is_traced_whole(recipe: Recipe, monkeypatch: pytest.MonkeyPatch, network: str, objective: str) -> None:
+    """Traced with its backward pass and run without generating code; it would raise where the graph breaks."""
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
+    data = replace(recipe.data, batch_nominal=4, batch_oe=4)
+    workbench = Workbench(replace(recipe, network=network, data=data), SHAPES[network], CPU)
+    images = torch.from_numpy(np.random.default_rng(0).random((8, *SHAPES[network]), dtype=np.float32))
+    batch = Batch(images.permute(0, 3, 1, 2), (torch.arange(8) >= 4).float(), np.arange(8))
+    parameters = []
+    for compiled in (False, True):
+        member = workbench.member(find(objective), 1, compiled)
+        assert member.compiled is compiled
+        step([member], batch)
+        parameters.append([parameter.detach().clone() for parameter in member.model.parameters()])
+    moved = 0
+    for eager, compiled_ in zip(*parameters, strict=True):
+        # Adam's first step is the learning rate for every gradient, however small: signs of rounding errors differ.
+        moved += int(((eager - compiled_).abs() > 1e-5).sum())
+    assert moved < 0.05 * sum(map(torch.Tensor.numel, parameters[0]))
