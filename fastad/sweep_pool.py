@@ -13,7 +13,7 @@ import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from multiprocessing import connection, resource_tracker
+from multiprocessing import connection
 from multiprocessing.process import BaseProcess
 from typing import Any, NamedTuple, Protocol
 
@@ -107,8 +107,6 @@ class _Processes:
     def _start(self, slot: Slot) -> None:
         listens, lifeline = self._context.Pipe(duplex=False)
         process = self._context.Process(target=_work_in_process, args=(self._work, slot, listens))
-        # Starting this process of Python's own, with the first worker, would undo the mask.
-        resource_tracker.ensure_running()
         with signals_blocked(), _environment(slot.environment):
             process.start()
         listens.close()

@@ -17,7 +17,7 @@ from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, redirect_stdout, suppress
 from itertools import islice
-from multiprocessing import forkserver
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection
 from typing import Any, TypeVar
 
@@ -53,6 +53,8 @@ def import_ahead(modules: Sequence[str]) -> None:
 @contextmanager
 def signals_blocked() -> Iterator[None]:
     """Processes started in it inherit the mask: signals to the whole process group are this process's to answer."""
+    # Python starts this process of its own with the first of any, and then unblocks the signals.
+    resource_tracker.ensure_running()
     signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
     try:
         yield

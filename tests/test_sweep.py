@@ -124,7 +124,7 @@ def test_ctrl_c_leaves_what_the_same_command_continues(toml: Path, recipe: Recip
     process = start(long, home, tmp_path / "stopped", "--workers", "1")
     wait_for(tmp_path / "stopped", "start", 2, process)
     os.killpg(process.pid, signal.SIGINT)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=120)
     assert process.returncode == 130, err
     assert (out, err.splitlines()[-1]) == ("", "fastad: stopped by SIGINT; the same command continues")
     assert "Traceback" not in err
@@ -157,7 +157,7 @@ def test_ten_kills_at_random_moments_lose_nothing_and_do_nothing_twice(
         time.sleep(rng.uniform(0, 1.5))
         if kill == 6:
             process.kill()
-            process.communicate(timeout=20)
+            process.communicate(timeout=120)
             process = start(toml, home, out, "--workers", "2")
             continue
         while not (pids := alive(out)):
