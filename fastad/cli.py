@@ -73,8 +73,8 @@ def shard(
     """Convert raw data into a shard set; again to continue an interrupted conversion.
 
     SET: digits, letters, mnist, fashion-mnist, emnist, cifar10, cifar100, tinyimages, tinyimages300k, imagenet30,
-    imagenet1k, imagenet22k, folder, mvtec, or the path of a converter of your own (.py). tinyimages was withdrawn by
-    its authors in 2020: use cifar100, tinyimages300k, or imagenet22k with --resize 32.
+    imagenet1k, imagenet22k, folder, mvtec, toy, or the path of a converter of your own (.py). tinyimages was withdrawn
+    by its authors in 2020: use cifar100, tinyimages300k, or imagenet22k with --resize 32.
     """
     from fastad.encode import Encoding
     from fastad.manifest import shard_home

@@ -39,9 +39,8 @@ def test_values_and_every_resample_equal_scikit_learn_also_with_ties(
     for _ in range(20):
         chosen = np.concatenate([rng.choice(np.flatnonzero(target == kind), size=60) for kind in (0, 1)])
         counts = [np.bincount(place[chosen][target[chosen] == kind], minlength=len(thresholds)) for kind in (1, 0)]
-        np.testing.assert_allclose(
-            evaluate._metrics_of_counts(*counts), sklearn_metrics(target[chosen], score[chosen]), atol=1e-12
-        )
+        (found_of_counts,) = evaluate._metrics_of_counts(counts[0][None], counts[1][None])
+        np.testing.assert_allclose(found_of_counts, sklearn_metrics(target[chosen], score[chosen]), atol=1e-12)
 
 
 def test_intervals_cover_the_truth_about_as_often_as_they_say() -> None:
