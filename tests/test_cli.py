@@ -202,7 +202,7 @@ def test_mistakes_are_one_line_and_exit_code_2(fastad: Shell, home: Path, toml: 
         (["inspekt"], "No such command 'inspekt'"),
         ([*train, "--sed", 1], "No such option: --sed"),
         ([*train, "--seed", "one"], "Invalid value for '--seed'"),
-        (["bench", "step", "--shards", tmp_path], "digits is not a shard set"),
+        (["bench", "step", "--shards", tmp_path], "bench step makes its own sets without a recipe"),
     ]
     for arguments, message in cases:
         assert message in fastad(*arguments).error
