@@ -112,6 +112,8 @@ def ray_cluster(address: str) -> Iterator[None]:
 
     Raises `FastadError` if Ray is not installed, or no cluster is there. Ray's own notices go to standard error.
     """
+    # Under `uv run`, Ray would otherwise make its workers' environments anew from a copy of the current folder.
+    os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
     try:
         import ray
     except ImportError as error:

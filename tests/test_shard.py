@@ -142,7 +142,7 @@ KILLS = 20
 @pytest.mark.usefixtures("small_shards")
 def test_twenty_kills_at_random_moments_lose_nothing(tmp_path: Path) -> None:
     """Each kill ends the whole process group, a random part of a shard's time after so many new shards stand."""
-    converter = write_converter(tmp_path / "many.py", classes=("x", "y"), counts={"train": 60 * 3 * KILLS}, seed=3)
+    converter = write_converter(tmp_path / "many.py", classes=("x", "y"), counts={"train": 60 * 12 * KILLS}, seed=3)
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
     convert(str(converter), None, tmp_path / "whole", workers=1)
@@ -157,7 +157,7 @@ def test_twenty_kills_at_random_moments_lose_nothing(tmp_path: Path) -> None:
         process = subprocess.Popen(command, stderr=subprocess.DEVNULL, start_new_session=True)
         while process.poll() is None and new >= 0 and len(list(folder.glob("*.tar"))) <= before + new:
             time.sleep(0.0005)
-        time.sleep(rng.uniform(0.0, 0.5 if new < 0 else 0.02))
+        time.sleep(rng.uniform(0.0, 0.4 if new < 0 else 0.005))
         assert process.poll() is None, "it ended before it was killed"
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
