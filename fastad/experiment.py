@@ -7,14 +7,12 @@ Use: `for point in find_experiment("cifar10-oe-size").points(): recipe = point_r
 import dataclasses
 import itertools
 import json
-import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import resources
-from pathlib import Path
 from typing import Any
 
 from fastad.errors import FastadError, unknown
+from fastad.named import read_named, shipped
 from fastad.objectives import find
 from fastad.recipe import Recipe, known_keys, load
 
@@ -65,8 +63,7 @@ class Experiment:
 
 def experiment_names() -> list[str]:
     """The experiments that fastad ships."""
-    files = resources.files("fastad.experiments").iterdir()
-    return sorted(file.name.removesuffix(".toml") for file in files if file.name.endswith(".toml"))
+    return shipped("experiment")
 
 
 def find_experiment(name: str) -> Experiment:
@@ -74,22 +71,7 @@ def find_experiment(name: str) -> Experiment:
 
     Raises `FastadError` for an unknown one, and for a key, a value or a recipe that is not what it must be.
     """
-    if name.endswith(".toml"):
-        path = Path(name)
-        if not path.is_file():
-            raise FastadError(
-                f"no experiment file {path}: give a .toml file, or one of {', '.join(experiment_names())}"
-            )
-        text, stem = path.read_text(), path.stem
-    else:
-        if name not in (known := experiment_names()):
-            raise unknown("experiment", name, known)
-        text, stem = (resources.files("fastad.experiments") / f"{name}.toml").read_text(), name
-    try:
-        table = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise FastadError(f"experiment {name} is not valid TOML: {error}") from error
-    experiment = _parse(stem, table)
+    experiment = _parse(*read_named("experiment", name))
     for point in experiment.points():
         point_recipe(experiment, point)
     return experiment

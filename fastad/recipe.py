@@ -12,14 +12,13 @@ import types
 import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from importlib import resources
-from pathlib import Path
 from typing import Any
 
 from fastad.augment import AugmentSpec
 from fastad.backbones import PREFIX
 from fastad.dali import BAD_IMAGES, LoaderSpec
 from fastad.errors import FastadError, unknown
+from fastad.named import read_named, shipped
 from fastad.networks import find_network
 from fastad.objectives import find
 from fastad.plan import ORDERS
@@ -147,8 +146,7 @@ BOUNDS = {
 
 def recipe_names() -> list[str]:
     """The recipes that fastad ships."""
-    files = resources.files("fastad.recipes").iterdir()
-    return sorted(file.name.removesuffix(".toml") for file in files if file.name.endswith(".toml"))
+    return shipped("recipe")
 
 
 def load(name: str, overrides: Iterable[str] = ()) -> Recipe:
@@ -157,21 +155,8 @@ def load(name: str, overrides: Iterable[str] = ()) -> Recipe:
     Raises `FastadError` for an unknown recipe, an unknown key (with the nearest known ones), a value of the wrong type
     or out of its bounds.
     """
-    if name.endswith(".toml"):
-        path = Path(name)
-        if not path.is_file():
-            raise FastadError(
-                f"no recipe file {path}: give an existing .toml file, or one of {', '.join(recipe_names())}"
-            )
-        text, stem = path.read_text(), path.stem
-    else:
-        if name not in (known := recipe_names()):
-            raise unknown("recipe", name, known)
-        text, stem = (resources.files("fastad.recipes") / f"{name}.toml").read_text(), name
-    try:
-        table = {"name": stem} | tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise FastadError(f"recipe {name} is not valid TOML: {error}") from error
+    stem, table = read_named("recipe", name)
+    table = {"name": stem} | table
     for override in overrides:
         _override(table, override)
     return parse(table)
