@@ -8,7 +8,7 @@ import signal
 import struct
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -191,6 +191,14 @@ def uninterrupted(recipe: Recipe, home: Path, tmp_path_factory: pytest.TempPathF
     out = tmp_path_factory.mktemp("uninterrupted")
     train(recipe, shards=home, out=out, device=torch.device("cpu"), classes=["middle"])
     return scores_in(out)
+
+
+@pytest.fixture(autouse=True)
+def threads_as_they_were() -> Iterator[None]:
+    """A sweep's worker that a test runs in this process sets PyTorch's threads, on which last bits depend."""
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture

@@ -61,6 +61,12 @@ def assert_same_scores(one: dict[str, np.ndarray], other: dict[str, np.ndarray])
         np.testing.assert_array_equal(values, other[name], err_msg=name)
 
 
+@pytest.fixture(autouse=True)
+def one_thread(threads_as_they_were: None) -> None:
+    """As each worker has."""
+    torch.set_num_threads(1)
+
+
 def trained_one_by_one(experiment: Experiment, home: Path, out: Path) -> dict[str, np.ndarray]:
     """The scores of each training in a call of its own, with nothing kept warm."""
     for group in groups_of(experiment, home):
