@@ -202,5 +202,11 @@ def threads_as_they_were() -> Iterator[None]:
 
 
 @pytest.fixture
+def one_thread(threads_as_they_were: None) -> None:
+    """Sums are in the same order on every machine."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
 def cpu() -> torch.device:
     return torch.device("cpu")

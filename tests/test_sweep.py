@@ -33,6 +33,9 @@ from fastad.sweep_watch import Screen, Watch
 from fastad.sweep_worker import Work, work_on
 from fastad.train import train
 
+# As each worker has.
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 CPU = torch.device("cpu")
 LINES = ('objectives = ["hsc", "bce"]', "seeds = 2", 'classes = ["middle", "high"]', "[grid]", "data.oe_size = [8, 32]")
 
@@ -59,12 +62,6 @@ def assert_same_scores(one: dict[str, np.ndarray], other: dict[str, np.ndarray])
     assert one.keys() == other.keys()
     for name, values in one.items():
         np.testing.assert_array_equal(values, other[name], err_msg=name)
-
-
-@pytest.fixture(autouse=True)
-def one_thread(threads_as_they_were: None) -> None:
-    """As each worker has."""
-    torch.set_num_threads(1)
 
 
 def trained_one_by_one(experiment: Experiment, home: Path, out: Path) -> dict[str, np.ndarray]:

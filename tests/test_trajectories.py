@@ -1,9 +1,10 @@
 """Thirty steps of every network with every objective follow a plain PyTorch loop on the same batches.
 
-The plain loop has the default memory format, PyTorch's unfused Adam, and milestones by MultiStepLR; float32 on the CPU.
+The plain loop has the default memory format, PyTorch's unfused Adam, and milestones by MultiStepLR; float32 on one CPU
+thread (with two, the CIFAR LeNet's losses were up to 4 % apart).
 Both compute the same sums in other orders, which Adam's division by small second moments enlarges: losses agree to 1e-5
 of their size at the first step, and to the tolerance of each network in all thirty. In the ResNet that is 15 % (8 % was
-found with one thread, 5 % of it within ten steps): its last norms are over 16 numbers, as images of 32 px come to 1×1
+found, 5 % of it within ten steps): its last norms are over 16 numbers, as images of 32 px come to 1×1
 there. torchvision's, for which 25 % was found, is compared in float64, where 1e-3 will do.
 """
 
@@ -19,6 +20,8 @@ from fastad.networks import build
 from fastad.objectives import OBJECTIVES, find
 from fastad.pipeline import Batch
 from fastad.recipe import Recipe
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 CPU = torch.device("cpu")
 STEPS, STEPS_PER_EPOCH, MILESTONES = 30, 2, [5, 10]
