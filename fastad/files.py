@@ -19,6 +19,7 @@ from typing import IO, Any
 import numpy as np
 
 from fastad.errors import FastadError
+from fastad.progress import say
 
 
 class Unwritable(FastadError):
@@ -36,8 +37,8 @@ def atomic(path: Path, *, kept: Path | None = None) -> Iterator[IO[bytes]]:
     folder may not be written.
     """
     temporary = path.with_name(f".{path.name}.tmp")
+    make_folder(path.parent)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         file = open(temporary, "wb")  # noqa: SIM115 (closed below)
     except OSError as error:
         raise _unwritable(path, error) from error
@@ -86,8 +87,8 @@ def locked(path: Path, refusal: str) -> Iterator[None]:
 
     Raises `FastadError(refusal)` if another process holds it.
     """
+    make_folder(path.parent)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         lock = open(path, "w")  # noqa: SIM115 (closed below)
     except OSError as error:
         raise _unwritable(path, error) from error
@@ -97,6 +98,37 @@ def locked(path: Path, refusal: str) -> Iterator[None]:
         except BlockingIOError as error:
             raise FastadError(refusal) from error
         yield
+
+
+@contextmanager
+def alone(path: Path, waiting: str = "") -> Iterator[None]:
+    """Holds a lock file as `locked` does, but waits for it, and says `waiting` then; look again at what it guards.
+
+    Where its folder is gone, so is what it guards: nothing is held.
+    """
+    try:
+        lock = open(path, "w")  # noqa: SIM115 (closed below)
+    except FileNotFoundError:
+        yield
+        return
+    except OSError as error:
+        raise _unwritable(path, error) from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if waiting:
+                say(waiting)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def make_folder(path: Path) -> None:
+    """Makes the folder and those above it, where they are not there yet; raises `Unwritable`."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _unwritable(path, error) from error
 
 
 def _unwritable(path: Path, error: OSError) -> Unwritable:

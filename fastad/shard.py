@@ -13,7 +13,6 @@ A conversion has three stages, and each survives being killed:
 Use: `convert("digits", raw=None, home=Path("shards"))`.
 """
 
-import fcntl
 import hashlib
 import json
 import os
@@ -30,7 +29,7 @@ import numpy as np
 from fastad.card import card
 from fastad.encode import Encoding
 from fastad.errors import FastadError
-from fastad.files import atomic, locked, sha256, write_json, write_text
+from fastad.files import alone, atomic, locked, sha256, write_json, write_text
 from fastad.in_place import Contents, bytes_in_place, hash_in_place, link_in_place, refuse_unfit
 from fastad.listing import Converter, Listing, find_converter, list_samples
 from fastad.manifest import COLUMNS, MANIFEST, SCHEMA_VERSION, Manifest, Shard, column_path, open_set
@@ -288,7 +287,7 @@ def _finish(
     contents: Callable[[], Contents],
 ) -> Manifest:
     """Stage 3: columns and card, then the manifest, then away with what was partial. One process at a time does it."""
-    with _alone(folder):
+    with alone(folder / ".partial" / "lock"):
         if (folder / MANIFEST).is_file():
             return open_set(folder)  # another part was faster
         shards, columns, of_contents = contents()
@@ -313,19 +312,6 @@ def _finish(
         write_json(folder / MANIFEST, facts)
         shutil.rmtree(folder / ".partial")
         return open_set(folder)
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Holds the folder against other parts that finish the same set; where one has just done so, there is no lock."""
-    try:
-        lock = open(folder / ".partial" / "lock", "w")  # noqa: SIM115 (closed below)
-    except FileNotFoundError:
-        yield
-        return
-    with lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 def _of_tars(folder: Path, listing: Listing, cuts: list[_Cut], max_bad: float) -> Contents:

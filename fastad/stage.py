@@ -9,16 +9,14 @@ killed keeps the files that it has finished.
 Use: `folder = stage("s3://bucket/shards/digits")`, then `open_set(folder)`.
 """
 
-import fcntl
 import hashlib
 import json
 import os
 import re
 import shutil
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import CancelledError, ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,7 +24,7 @@ import numpy as np
 
 from fastad.card import card
 from fastad.errors import FastadError
-from fastad.files import atomic, cache_home, write_bytes, write_text
+from fastad.files import alone, atomic, cache_home, make_folder, write_bytes, write_text
 from fastad.manifest import COLUMNS, MANIFEST, SCHEMA_VERSION, Shard, shard_home
 from fastad.progress import progress, say
 from fastad.remote import Damaged, Remote, checked, connect, in_one_line, is_url, with_retries
@@ -72,7 +70,8 @@ def stage(url: str, home: Path | None = None) -> Path:
     if _is_copy(folder, url, data):
         return folder
     facts, shards = _parse(url, data)
-    with _alone(folder):
+    make_folder(folder.parent)
+    with alone(folder.parent / f".{folder.name}.lock", f"another process is staging {folder}: waiting for it"):
         if not _is_copy(folder, url, data):  # another process may have been faster
             files = _files(facts, shards)
             _begin(folder, url, data, files)
@@ -131,24 +130,6 @@ def _parse(url: str, data: bytes) -> tuple[dict[str, Any], tuple[Shard, ...]]:
             f"{url}/manifest.json is not a manifest of fastad ({in_one_line(error)}): check the address, or upload the "
             "set again"
         ) from error
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Holds the folder against other processes that stage the same set."""
-    path = folder.parent / f".{folder.name}.lock"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock = open(path, "w")  # noqa: SIM115 (closed below)
-    except OSError as error:
-        raise FastadError(f"cannot write {path}: {error.strerror}; {ELSEWHERE}") from error
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            say(f"another process is staging {folder}: waiting for it")
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 def _begin(folder: Path, url: str, data: bytes, files: Iterable[str]) -> None:

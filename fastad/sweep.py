@@ -17,6 +17,7 @@ import torch
 
 from fastad.errors import FastadError, Interrupted
 from fastad.experiment import Experiment, class_names, point_recipe
+from fastad.files import alone, make_folder
 from fastad.listing import converter_names, find_converter
 from fastad.manifest import MANIFEST, open_set
 from fastad.progress import say
@@ -122,8 +123,10 @@ def sweep(
     if missing := missing_sets(recipes, shards):
         raise FastadError(f"{experiment.name} needs sets that {shards} lacks: {'; '.join(missing.values())}")
     folder = folder_of(experiment, out)
-    for recipe in recipes:
-        check_recipe(folder / f"{slug(recipe.name)}.toml", recipe)
+    make_folder(folder)
+    with alone(folder / "recipes.lock"):
+        for recipe in recipes:
+            check_recipe(folder / f"{slug(recipe.name)}.toml", recipe)
     with Queue(groups, out, folder) as queue:
         if retry:
             queue.forgive()

@@ -2,12 +2,13 @@
 
 import errno
 import os
+import threading
 from pathlib import Path
 
 import pytest
 
 from fastad.errors import FastadError
-from fastad.files import atomic, sha256, syncing_early, write_text
+from fastad.files import alone, atomic, sha256, syncing_early, write_text
 
 
 def test_an_error_while_writing_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
@@ -51,3 +52,28 @@ def test_a_long_file_goes_to_the_disk_piece_by_piece(tmp_path: Path, monkeypatch
             written()
     assert asked == [(0, 9 * 2**20), (9 * 2**20, 9 * 2**20)]
     assert (tmp_path / "long").read_bytes() == b"".join(pieces)
+
+
+def test_who_waits_for_a_lock_says_so_and_comes_after(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    order: list[str] = []
+    waits = threading.Event()
+
+    def second() -> None:
+        waits.set()
+        with alone(tmp_path / "lock", "waiting for the first"):
+            order.append("second")
+
+    with alone(tmp_path / "lock"):
+        thread = threading.Thread(target=second)
+        thread.start()
+        waits.wait()
+        thread.join(0.2)
+        order.append("first")
+    thread.join()
+    assert order == ["first", "second"]
+    assert "waiting for the first" in capsys.readouterr().err
+
+
+def test_nothing_is_held_where_the_folder_is_gone(tmp_path: Path) -> None:
+    with alone(tmp_path / "gone" / "lock"):
+        assert not (tmp_path / "gone").exists()

@@ -8,7 +8,7 @@ from pathlib import Path
 import fastad
 
 ORDER = (
-    *("__init__", "errors", "seeds", "files", "progress", "remote", "workers", "tar", "encode", "card", "manifest"),
+    *("__init__", "errors", "seeds", "progress", "files", "remote", "workers", "tar", "encode", "card", "manifest"),
     *("stage", "listing", "in_place", "write", "shard", "reader", "verify", "synsets", "view", "inspect", "plan"),
     *("augment", "feed", "pixels", "ahead", "faults", "dali", "resident", "pipeline", "backbones", "networks"),
     *("objectives", "named", "recipe", "experiment", "ranks", "sets", "batch_picture", "run", "tune", "memory"),
