@@ -22,7 +22,7 @@ from torchvision.transforms import v2
 
 from fastad.augment import AugmentSpec
 from fastad.pipeline import Batch, train_batches
-from fastad.plan import Plan
+from fastad.plan import ENDLESS_EPOCHS, Plan
 from fastad.progress import progress
 from fastad.recipe import Recipe
 from fastad.run import environment
@@ -30,7 +30,6 @@ from fastad.sets import Sets, make_plan, open_sets, training_sources
 
 WARM_UP_BATCHES = 5
 SECONDS_A_MEASUREMENT = 3.0
-ENDLESS_EPOCHS = 1_000_000
 
 # The plain loaders hold no more images of a stream than these, decoded.
 PLAIN_IMAGES = 8_192

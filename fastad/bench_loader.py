@@ -27,14 +27,14 @@ from torchvision.transforms import v2
 
 from fastad import shard
 from fastad.augment import AugmentSpec
-from fastad.bench import ENDLESS_EPOCHS, WARM_UP_BATCHES, plain_transforms, rate
+from fastad.bench import WARM_UP_BATCHES, plain_transforms, rate
 from fastad.dali import Decoding, LoaderSpec
 from fastad.errors import unknown
 from fastad.faults import Faults, Origin
 from fastad.listing import Converter
 from fastad.manifest import Manifest, Sample, open_set
 from fastad.pipeline import Source, train_batches
-from fastad.plan import Plan, Stream
+from fastad.plan import ENDLESS_EPOCHS, Plan, Stream
 from fastad.progress import progress
 from fastad.reader import ShardReader
 from fastad.resident import hold

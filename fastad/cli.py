@@ -16,7 +16,16 @@ import typer
 from fastad import __version__
 from fastad.cli_sweep import bench_sweep, sweep
 from fastad.errors import FastadError, Interrupted, raise_on_signals
-from fastad.options import DeviceOption, JsonOption, OutOption, SeedOption, SetArgument, SetOption, ShardsOption
+from fastad.options import (
+    DeviceOption,
+    JsonOption,
+    OutOption,
+    SeedOption,
+    SetArgument,
+    SetOption,
+    ShardsOption,
+    print_figures,
+)
 
 if TYPE_CHECKING:
     from fastad.run import RunResult
@@ -229,7 +238,7 @@ def train(
             "seeds": seed or (1,),
         }
         if dry_run:
-            _print_figures(estimate(resolved, **asked), as_json)
+            print_figures(estimate(resolved, **asked), as_json)
             return
         results = train_all(resolved, stop=stop, **asked)
         if share().rank == 0:
@@ -315,7 +324,7 @@ def bench_loader(
 
         if set_ or shards:
             raise FastadError("bench loader makes its own sets without a recipe: name one to use --set or --shards")
-        _print_figures(measure_cases(choose_device(device), repeats, case or ()), as_json)
+        print_figures(measure_cases(choose_device(device), repeats, case or ()), as_json)
         return
     if case:
         raise FastadError("bench loader: --case is for the benchmark's own sets, and a recipe is named: leave out one")
@@ -345,7 +354,7 @@ def bench_step(
 
         if set_ or shards:
             raise FastadError("bench step makes its own sets without a recipe: name one to use --set or --shards")
-        _print_figures(measure_networks(choose_device(device), repeats, network or ()), as_json)
+        print_figures(measure_networks(choose_device(device), repeats, network or ()), as_json)
         return
     if network:
         raise FastadError("bench step measures a recipe's network: leave --network out, or the recipe")
@@ -363,7 +372,7 @@ def bench_shard(
     """Speed of sharding, against plain loops; and the cost of opening a set of 14.2 million images."""
     from fastad.bench_shard import measure_shard
 
-    _print_figures(measure_shard(workers, repeats), as_json)
+    print_figures(measure_shard(workers, repeats), as_json)
 
 
 bench.command("sweep")(bench_sweep)
@@ -384,11 +393,7 @@ def _bench(
 
     resolved = load(recipe, overrides or ())
     home = local_home(shards, resolved.data.sets)
-    _print_figures(measure(resolved, home, choose_device(device), repeats), as_json)
-
-
-def _print_figures(found: dict[str, Any], as_json: bool) -> None:
-    print(json.dumps(found) if as_json else "\n".join(f"{name}: {value}" for name, value in found.items()))
+    print_figures(measure(resolved, home, choose_device(device), repeats), as_json)
 
 
 def main() -> None:

@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from fastad.errors import FastadError
-from fastad.options import DeviceOption, JsonOption, OutOption, SetOption, ShardsOption
+from fastad.options import DeviceOption, JsonOption, OutOption, SetOption, ShardsOption, print_figures
 
 
 def sweep(
@@ -98,5 +98,4 @@ def bench_sweep(
     from fastad.bench_sweep import measure_sweep
     from fastad.run import choose_device
 
-    found = measure_sweep(choose_device(device), groups, singles)
-    print(json.dumps(found) if as_json else "\n".join(f"{name}: {value}" for name, value in found.items()))
+    print_figures(measure_sweep(choose_device(device), groups, singles), as_json)

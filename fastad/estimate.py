@@ -22,7 +22,7 @@ from fastad.group import Member, step
 from fastad.networks import parameter_count
 from fastad.objectives import Objective
 from fastad.pipeline import Source, evaluation_batches, train_batches
-from fastad.plan import Plan
+from fastad.plan import ENDLESS_EPOCHS, Plan
 from fastad.progress import duration
 from fastad.ranks import share
 from fastad.reader import ShardReader
@@ -38,7 +38,6 @@ from fastad.warm import Warm
 MEASURED_IMAGES = 1_024
 MEASURED_S = 3.0
 FEWEST_STEPS, MOST_STEPS = 3, 200
-ENDLESS_EPOCHS = 1_000_000
 
 
 def estimate(

@@ -1,11 +1,12 @@
-"""Arguments that several commands take, named and explained once.
+"""What several commands have in common: arguments, named and explained once, and how figures are printed.
 
-Owns their spelling and help; what they do is each command's.
+Owns the spelling and help of arguments; what they do is each command's.
 Use: `def train(out: OutOption = Path("runs")) -> None: ...`.
 """
 
+import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -19,3 +20,8 @@ DeviceOption = Annotated[str, typer.Option("--device", help="auto, cpu or cuda")
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object on standard output")]
 SetArgument = Annotated[str, typer.Argument(metavar="SET_DIR", help="A shard set, or its address")]
 SeedOption = Annotated[list[int] | None, typer.Option("--seed", help="Seed (repeatable) [default: 1]")]
+
+
+def print_figures(found: dict[str, Any], as_json: bool) -> None:
+    """What was measured: one JSON object, or a line for each."""
+    print(json.dumps(found) if as_json else "\n".join(f"{name}: {value}" for name, value in found.items()))

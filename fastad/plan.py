@@ -48,6 +48,9 @@ class Share:
 
 WHOLE_BATCH = Share(0, 1)
 
+# Of what is measured, and ends before its plan does.
+ENDLESS_EPOCHS = 1_000_000
+
 
 @dataclass(frozen=True, eq=False)
 class Plan:

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, Protocol
 
 from fastad.sweep_presence import driver_name
 from fastad.sweep_worker import Work, printing_to, work_on
-from fastad.workers import import_ahead, ray_cluster, signals_blocked
+from fastad.workers import environment_variables, import_ahead, ray_cluster, signals_blocked
 
 
 class Ended(NamedTuple):
@@ -107,7 +107,7 @@ class _Processes:
     def _start(self, slot: Slot) -> None:
         listens, lifeline = self._context.Pipe(duplex=False)
         process = self._context.Process(target=_work_in_process, args=(self._work, slot, listens))
-        with signals_blocked(), _environment(slot.environment):
+        with signals_blocked(), environment_variables(slot.environment):
             process.start()
         listens.close()
         self._alive[slot.name] = process, lifeline
@@ -139,21 +139,6 @@ def _told(exit_code: int) -> str | None:
     if exit_code < 0:
         return f"killed by {signal.Signals(-exit_code).name}"
     return f"ended with exit code {exit_code}" if exit_code else None
-
-
-@contextmanager
-def _environment(values: Mapping[str, str]) -> Iterator[None]:
-    """While it lasts, processes start with these environment variables, too."""
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
 
 
 def _work_in_process(work: Work, slot: Slot, lifeline: connection.Connection) -> None:

@@ -22,13 +22,12 @@ from fastad.errors import FastadError
 from fastad.feed import planned
 from fastad.files import cache_home, locked, write_json
 from fastad.pipeline import Source
-from fastad.plan import WHOLE_BATCH, Plan, Stream
+from fastad.plan import ENDLESS_EPOCHS, WHOLE_BATCH, Plan, Stream
 from fastad.progress import say
 from fastad.recipe import Recipe
 from fastad.run import environment
 
 SECONDS_A_SETTING = 1.0
-ENDLESS_EPOCHS = 1_000_000
 
 # Tuning may take this share of the time that decoding takes without it. For fewer images than these it never keeps to
 # that: it took 8.6 s on two busy cores, where they were decoded in 80 s (README, Development).

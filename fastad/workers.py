@@ -12,7 +12,7 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, redirect_stdout, suppress
@@ -38,16 +38,23 @@ def import_ahead(modules: Sequence[str]) -> None:
     counts. Workers have one thread each, whatever library would start more: they are as many as there are cores.
     """
     multiprocessing.set_forkserver_preload(list(modules))
-    threads = os.environ.get("OMP_NUM_THREADS")
-    os.environ["OMP_NUM_THREADS"] = "1"
+    with signals_blocked(), environment_variables({"OMP_NUM_THREADS": "1"}):
+        forkserver.ensure_running()
+
+
+@contextmanager
+def environment_variables(values: Mapping[str, str]) -> Iterator[None]:
+    """While it lasts, processes start with these environment variables, too."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
     try:
-        with signals_blocked():
-            forkserver.ensure_running()
+        yield
     finally:
-        if threads is None:
-            del os.environ["OMP_NUM_THREADS"]
-        else:
-            os.environ["OMP_NUM_THREADS"] = threads
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 @contextmanager

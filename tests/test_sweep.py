@@ -1,5 +1,6 @@
 """Sweeps: the same results on any workers, nothing lost and nothing done twice whoever dies, failures left aside."""
 
+import fcntl
 import io
 import json
 import os
@@ -17,12 +18,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import assert_same_scores, scores_in
 from rich.console import Console
 
 from fastad import sweep as sweep_module
 from fastad import sweep_worker
 from fastad.errors import FastadError, Interrupted
-from fastad.evaluate import read_scores
 from fastad.experiment import Experiment, find_experiment
 from fastad.recipe import Recipe, dump
 from fastad.run import find_runs
@@ -54,23 +55,13 @@ def toml(recipe: Recipe, tmp_path: Path) -> Path:
     return written(tmp_path / "experiment", recipe, *LINES)
 
 
-def scores(out: Path) -> dict[str, np.ndarray]:
-    return {str(run.folder.relative_to(out)): read_scores(run).score for run in find_runs([out])}
-
-
-def assert_same_scores(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> None:
-    assert one.keys() == other.keys()
-    for name, values in one.items():
-        np.testing.assert_array_equal(values, other[name], err_msg=name)
-
-
 def trained_one_by_one(experiment: Experiment, home: Path, out: Path) -> dict[str, np.ndarray]:
     """The scores of each training in a call of its own, with nothing kept warm."""
     for group in groups_of(experiment, home):
         for objective in experiment.objectives:
             where = {"classes": [group.class_name], "seeds": [group.seed], "objectives": [objective]}
             train(group.recipe, shards=home, out=out, device=CPU, **where)  # type: ignore[arg-type]
-    return scores(out)
+    return scores_in(out)
 
 
 def worked_on(experiment: Experiment, home: Path, out: Path, *, backwards: bool = False) -> None:
@@ -110,10 +101,10 @@ def test_results_depend_neither_on_workers_nor_on_groups_or_their_order(toml: Pa
     expected = trained_one_by_one(experiment, home, tmp_path / "alone")
     assert len(expected) == 16
     worked_on(experiment, home, tmp_path / "one", backwards=True)
-    assert_same_scores(scores(tmp_path / "one"), expected)
+    assert_same_scores(scores_in(tmp_path / "one"), expected)
     outcome = sweep(experiment, shards=home, out=tmp_path / "two", room=Room("cpu", workers=2))
     assert outcome == Outcome(groups=8, trainings=16, aside={})
-    assert_same_scores(scores(tmp_path / "two"), expected)
+    assert_same_scores(scores_in(tmp_path / "two"), expected)
     told = events(tmp_path / "two")
     assert sorted(Counter(each["event"] for each in told).items()) == [("done", 8), ("ready", 2), ("start", 8)]
     # Done already: no worker is started.
@@ -134,7 +125,7 @@ def test_ctrl_c_leaves_what_the_same_command_continues(toml: Path, recipe: Recip
     assert [each["event"] for each in events(tmp_path / "stopped")] == ["ready", "start", "done", "start", "stopped"]
     assert len(list((tmp_path / "stopped").rglob("checkpoint.pt"))) == 2
     worked_on(experiment, home, tmp_path / "stopped")
-    assert_same_scores(scores(tmp_path / "stopped"), trained_one_by_one(experiment, home, tmp_path / "alone"))
+    assert_same_scores(scores_in(tmp_path / "stopped"), trained_one_by_one(experiment, home, tmp_path / "alone"))
 
 
 def alive(out: Path) -> list[int]:
@@ -175,7 +166,7 @@ def test_ten_kills_at_random_moments_lose_nothing_and_do_nothing_twice(
         assert [json.loads(line)["epoch"] for line in run.log.read_text().splitlines()] == list(range(20))
         assert run.result.is_file() and not run.checkpoint.exists()
     worked_on(experiment, home, tmp_path / "undisturbed")
-    assert_same_scores(scores(out), scores(tmp_path / "undisturbed"))
+    assert_same_scores(scores_in(out), scores_in(tmp_path / "undisturbed"))
 
 
 def test_ray_gives_the_same_results_and_ends_with_its_driver(toml: Path, home: Path, tmp_path: Path) -> None:
@@ -186,7 +177,7 @@ def test_ray_gives_the_same_results_and_ends_with_its_driver(toml: Path, home: P
     assert out == f"{tmp_path / 'ray' / 'tiny'}: 8 of 8 groups finished (16 trainings)\n"
     assert Counter(told["event"] for told in events(tmp_path / "ray")) == {"ready": 2, "start": 8, "done": 8}
     worked_on(experiment, home, tmp_path / "here")
-    assert_same_scores(scores(tmp_path / "ray"), scores(tmp_path / "here"))
+    assert_same_scores(scores_in(tmp_path / "ray"), scores_in(tmp_path / "here"))
 
 
 def test_what_fails_three_times_is_left_aside_and_the_rest_goes_on(recipe: Recipe, home: Path, tmp_path: Path) -> None:
@@ -202,7 +193,7 @@ def test_what_fails_three_times_is_left_aside_and_the_rest_goes_on(recipe: Recip
     assert line.endswith("--retry tries them again") and ".log" in line
     log = Path(told["aside"]["oe_size=1000 high seed 1"]).read_text()
     assert "which has 90: ask for 1 to 90" in log and "Traceback" in log and "workers/" in log
-    assert len(scores(tmp_path / "out")) == 4
+    assert len(scores_in(tmp_path / "out")) == 4
     # What failed came after all others.
     names = [str(each["group"]) for each in events(tmp_path / "out") if each["event"] == "start"]
     assert ["1000" in name for name in names] == [True, True, False, False, True, True, True, True]
@@ -242,13 +233,31 @@ def test_drivers_that_share_a_folder_share_the_work(recipe: Recipe, home: Path, 
     assert not list((out / "tiny" / ".sweep" / "drivers").iterdir())
 
 
+def test_drivers_that_begin_together_write_the_recipes_one_after_the_other(
+    toml: Path, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or one's temporary file is renamed by the other, which then finds none."""
+    held = []
+
+    def checked(path: Path, recipe: Recipe) -> None:
+        with open(path.with_name("recipes.lock")) as lock, pytest.raises(BlockingIOError):
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        held.append(path)
+        raise Interrupted(signal.SIGINT)
+
+    monkeypatch.setattr(sweep_module, "check_recipe", checked)
+    with pytest.raises(Interrupted):
+        sweep(find_experiment(str(toml)), shards=home, out=tmp_path, room=Room("cpu"))
+    assert len(held) == 1
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA GPUs")
 def test_results_do_not_depend_on_the_gpu(toml: Path, home: Path, tmp_path: Path) -> None:
     experiment, exact = find_experiment(str(toml)), ["train.deterministic=true"]
     for gpus in (1, 2):
         sweep(experiment, shards=home, out=tmp_path / str(gpus), changes=exact, room=Room("cuda", gpus=gpus))
-    assert_same_scores(scores(tmp_path / "1"), scores(tmp_path / "2"))
+    assert_same_scores(scores_in(tmp_path / "1"), scores_in(tmp_path / "2"))
 
 
 class FakePool:
