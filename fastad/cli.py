@@ -57,6 +57,7 @@ def _root(
 def shard(
     name: Annotated[str, typer.Argument(metavar="SET", help="A data set fastad knows, or a converter's path (.py)")],
     raw: Annotated[Path | None, typer.Argument(help="Where the raw data are, for sets that need them")] = None,
+    set_name: Annotated[str | None, typer.Option("--name", help="What recipes call the set [default: SET]")] = None,
     out: Annotated[Path | None, typer.Option("--out", help="Shard home [default: $FASTAD_SHARDS or ./shards]")] = None,
     resize: Annotated[int | None, typer.Option(min=1, help="Short side in px of images that are larger")] = None,
     quality: Annotated[int | None, typer.Option(min=1, max=100, help="Of the JPEGs written [default: 95]")] = None,
@@ -94,6 +95,7 @@ def shard(
             name,
             raw,
             shard_home(out),
+            name=set_name,
             encoding=Encoding(resize, quality, checked=not unchecked),
             in_place=in_place,
             options={key: value for key, value in (("split", split), ("limit", limit)) if value is not None},
