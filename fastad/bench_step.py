@@ -121,8 +121,8 @@ def measure_step(recipe: Recipe, shards: Path, device: torch.device, repeats: in
     """
     sets, plan = sets_and_plan(recipe, shards)
     workbench = Workbench(recipe, sets.shape_hwc, device)
-    compiled = workbench.compiles(recipe.optim.epochs * plan.steps_per_epoch)
-    members = [workbench.member(find(name), 1, compiled) for name in recipe.objectives[: max(GROUPS)]]
+    execution = workbench.execution(recipe.optim.epochs * plan.steps_per_epoch)
+    members = [workbench.member(find(name), 1, execution) for name in recipe.objectives[: max(GROUPS)]]
     batches = batches_of(recipe, sets, plan, device)
     sizes = [size for size in GROUPS if size <= len(members)]
 
@@ -164,7 +164,8 @@ def measure_step(recipe: Recipe, shards: Path, device: torch.device, repeats: in
             for key, values in rates.items()
         },
         f"{recipe.network}_batch_size": plan.batch_size,
-        f"{recipe.network}_compiled": compiled,
+        f"{recipe.network}_compiled": execution.compiled,
+        f"{recipe.network}_memory_format": execution.memory_format,
         "objectives": names,
         "repeats": repeats,
         "precision": workbench.precision,

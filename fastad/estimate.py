@@ -66,8 +66,8 @@ def estimate(
     plans = [make_plan(recipe, sets, name, number, any_uses_oe(wanted)) for number, name in due or pairs]
     rows, target = one_vs_rest(sets, class_name)
     held = memory_held(recipe, sets, plans[0], rows, device)
-    compiled = workbench.compiles(plans[0].steps)
-    members = [workbench.member(objective, seed, compiled) for objective in wanted]
+    execution = workbench.execution(plans[0].steps)
+    members = [workbench.member(objective, seed, execution) for objective in wanted]
 
     cut = _cut(plans[0])
     readers = (sets.nominal, *sets.oe)
@@ -103,7 +103,8 @@ def estimate(
         "parameters": {member.objective.name: parameter_count(member.model) for member in members},
         "held_bytes": held,
         "precision": workbench.precision,
-        "compiled": compiled,
+        "compiled": execution.compiled,
+        "memory_format": execution.memory_format,
         "step_ms": round(1e3 * step_s, 2),
         "images_per_s": round(cut.batch_size / step_s, 1),
         "seconds": {name: round(value, 2) for name, value in seconds.items()},
@@ -157,7 +158,7 @@ def _measured_steps(
     recipe: Recipe, plan: Plan, sources: Sequence[Source], members: Sequence[Member], device: torch.device
 ) -> tuple[float, float, int]:
     """Seconds of the first step, which builds and compiles, and of one of those after it; and how many those were."""
-    made = train_batches(plan, sources, recipe.augment, device, loader=recipe.loader, compiled=members[0].compiled)
+    made = train_batches(plan, sources, recipe.augment, device, loader=recipe.loader, compiled=members[0].execution.compiled)
     with closing(made) as batches:
         started = time.perf_counter()
         step(members, next(batches))

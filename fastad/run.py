@@ -90,7 +90,7 @@ class RunResult:
 
     `stall_share`: the share of training time spent waiting for batches, and `verdict` what that says (`fastad.verdict`;
     empty in results older than it). `group_size`: objectives trained on the same batches at once; `images_per_s` counts
-    each image once.
+    each image once. `memory_format`: in results older than it always this one.
 
     `health`, over the whole training (`fastad.training`): "guard_hits", "nonfinite_losses" and "largest_second_moment",
     None where that is not finite; empty in results older than it. `diverged_at_epoch`: the epoch, as log.jsonl counts
@@ -111,6 +111,7 @@ class RunResult:
     precision: str
     compiled: bool
     environment: Mapping[str, Any]
+    memory_format: str = "channels_last"
     verdict: str = ""
     health: Mapping[str, float | None] = field(default_factory=dict)
     diverged_at_epoch: int | None = None

@@ -17,6 +17,7 @@ import torch
 
 from fastad.checkpoint import plan_of, read_checkpoint, take_up, write_checkpoint
 from fastad.errors import Interrupted
+from fastad.execution import begun_with
 from fastad.files import Unwritable
 from fastad.group import set_learning_rate, step
 from fastad.log import logs, writer_of_boards
@@ -147,8 +148,8 @@ def _groups(task: Task, due: list[tuple[Run, Objective]]) -> Iterator[list[Train
     trainings = []
     for run, objective in due:
         saved = of_first(read_checkpoint, run, task.sets, plan_of(objective, task.plan))
-        compiled = saved["member"]["compiled"] if saved else task.workbench.compiles(task.plan.steps)
-        training = Training(run, task.workbench.member(objective, run.seed, compiled))
+        execution = begun_with(saved["member"]) if saved else task.workbench.execution(task.plan.steps)
+        training = Training(run, task.workbench.member(objective, run.seed, execution))
         if saved:
             take_up(training, saved)
         trainings.append(training)
@@ -180,7 +181,7 @@ def _train_group(task: Task, sources: Sequence[Source], group: list[Training], s
         loader=task.tuner.loader(plan, sources),
         start_step=start,
         share=share(),
-        compiled=None if recipe.train.compile == "auto" else task.workbench.compiles(plan.steps),
+        compiled=None if recipe.train.compile == "auto" else task.workbench.execution(plan.steps).compiled,
     )
     is_first = share().rank == 0
     logged = logs(group, tensorboard=recipe.train.tensorboard) if is_first else nullcontext()

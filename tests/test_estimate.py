@@ -40,7 +40,7 @@ def test_sizes_are_those_of_the_training_and_nothing_is_written(
         **{"epochs": 5, "steps_per_epoch": 2, "steps": 60, "batch": {"nominal": 16, "oe": 16}},
         **{"images": {"nominal": 40, "oe": 90, "test": 60}, "parameters": {"hsc": 115_968, "bce": 116_001}},
         "held_bytes": {"nominal": 40 * 784, "oe": 90 * 784, "test": 60 * 784},
-        **{"precision": "float32", "compiled": False, "shape_hwc": [28, 28, 1]},
+        **{"precision": "float32", "compiled": False, "memory_format": "channels_last", "shape_hwc": [28, 28, 1]},
     }
     parts = found["seconds"]
     assert found["estimated_s"] == pytest.approx(sum(parts.values()), abs=0.2)

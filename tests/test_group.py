@@ -1,4 +1,4 @@
-"""Every network and objective is one graph of fixed shapes to the compiler."""
+"""Every network and objective is one graph of fixed shapes to the compiler, and the same in either memory format."""
 
 import functools
 from dataclasses import replace
@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 import torch
 
+from fastad.execution import Execution
 from fastad.group import Workbench, step
+from fastad.networks import MEMORY_FORMATS
 from fastad.objectives import OBJECTIVES, find
 from fastad.pipeline import Batch
 from fastad.recipe import Recipe
@@ -28,8 +30,8 @@ def test_a_loss_is_traced_whole(recipe: Recipe, monkeypatch: pytest.MonkeyPatch,
     batch = Batch(images.permute(0, 3, 1, 2), (torch.arange(8) >= 4).float(), np.arange(8))
     parameters = []
     for compiled in (False, True):
-        member = workbench.member(find(objective), 1, compiled)
-        assert member.compiled is compiled
+        member = workbench.member(find(objective), 1, Execution(compiled))
+        assert member.execution.compiled is compiled
         step([member], batch)
         parameters.append([parameter.detach().clone() for parameter in member.model.parameters()])
     moved = 0
@@ -37,3 +39,25 @@ def test_a_loss_is_traced_whole(recipe: Recipe, monkeypatch: pytest.MonkeyPatch,
         # Adam's first step is the learning rate for every gradient, however small: signs of rounding errors differ.
         moved += int(((eager - compiled_).abs() > 1e-5).sum())
     assert moved < 0.05 * sum(map(torch.Tensor.numel, parameters[0]))
+
+
+def test_contiguous_steps_are_those_of_channels_last_and_compute_so(recipe: Recipe) -> None:
+    """Sums differ in their last bits; of images of one channel PyTorch takes either format for the other."""
+    for network, shape in SHAPES.items():
+        data = replace(recipe.data, batch_nominal=4, batch_oe=4)
+        workbench = Workbench(replace(recipe, network=network, data=data), shape, CPU)
+        images = torch.from_numpy(np.random.default_rng(0).random((8, *shape), dtype=np.float32)).permute(0, 3, 1, 2)
+        batch, sums = Batch(images, (torch.arange(8) >= 4).float(), np.arange(8)), []
+        for memory_format, layout in MEMORY_FORMATS.items():
+            member = workbench.member(find("hsc"), 1, Execution(memory_format=memory_format))
+            first = next(module for module in member.model.modules() if isinstance(module, torch.nn.Conv2d))
+            seen: list[bool] = []
+            first.register_forward_hook(
+                lambda module, inputs, output, seen=seen, layout=layout: seen.append(
+                    output.is_contiguous(memory_format=layout)
+                )
+            )
+            step([member], batch)
+            assert seen == [True], (network, memory_format)
+            sums.append(member.sums[0].item())
+        assert sums[1] == pytest.approx(sums[0], rel=1e-4)

@@ -24,6 +24,7 @@ from torch import nn
 
 from fastad.errors import Interrupted
 from fastad.evaluate import read_scores
+from fastad.execution import Execution
 from fastad.group import Workbench
 from fastad.objectives import find
 from fastad.pipeline import train_batches
@@ -120,7 +121,7 @@ def first_step(recipe: Recipe, found: dict[str, np.ndarray]) -> dict[str, np.nda
     images, target = torch.from_numpy(found["images"][0]), torch.from_numpy(found["target"][0])
     numbers = {}
     for name in OBJECTIVES:
-        member = workbench.member(find(name), 1, compiled=False)
+        member = workbench.member(find(name), 1, Execution())
         loss, _ = member.loss(images, target)
         loss.backward()
         numbers[f"{name} loss"] = average(member.model.parameters(), loss.detach()).numpy()

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from fastad.execution import Execution
 from fastad.group import Member, Workbench, set_learning_rate, step
 from fastad.objectives import find
 from fastad.pipeline import Batch
@@ -46,7 +47,7 @@ def batches(count: int, device: str = "cpu") -> list[Batch]:
 def group(recipe: Recipe, graphs: StepGraphs | None, device: str = "cpu") -> list[Member]:
     workbench = Workbench(recipe, (28, 28, 1), torch.device(device))
     workbench.graphs = graphs
-    return [workbench.member(find(name), 1, compiled=False) for name in OBJECTIVES]
+    return [workbench.member(find(name), 1, Execution()) for name in OBJECTIVES]
 
 
 def assert_equal(one: list[Member], other: list[Member]) -> None:
@@ -121,7 +122,7 @@ def test_a_cuda_graph_gives_what_plain_steps_give(recipe: Recipe, precision: str
     recipe = replace(recipe, train=replace(recipe.train, precision=precision))
     workbench = Workbench(recipe, (28, 28, 1), torch.device("cuda"))
     assert workbench.graphs is not None
-    captured = [workbench.member(find(name), 1, compiled=False) for name in OBJECTIVES]
+    captured = [workbench.member(find(name), 1, Execution()) for name in OBJECTIVES]
     plain = group(recipe, None, "cuda")
     for number, batch in enumerate(batches(12, "cuda")):
         for member in (*captured, *plain):

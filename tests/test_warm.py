@@ -66,7 +66,7 @@ def test_things_are_made_once_for_all_that_may_share_them(
     # Another learning rate needs other models, and another crop other images.
     assert (len(opened), len(benches), len(tuners)) == (2, 2, 2)
     assert all(tuner.runs == 7 for tuner in tuners)
-    assert all(list(bench._models) == ["bce"] for bench in benches)
+    assert all([name for name, _ in bench._models] == ["bce"] for bench in benches)
     before, after = opened
     assert not before.held, "the images of sets used earlier are held"
     assert set(after.held) == {"nominal", "oe", "test"}
