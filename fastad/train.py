@@ -20,17 +20,18 @@ from fastad.errors import Interrupted
 from fastad.execution import begun_with
 from fastad.files import Unwritable
 from fastad.group import set_learning_rate, step
-from fastad.log import logs, writer_of_boards
+from fastad.log import logs
 from fastad.objectives import Objective
 from fastad.outcome import evaluate_group
 from fastad.pipeline import Source, train_batches
 from fastad.plan import Plan
+from fastad.prepare import finishes_compiled, prepare
 from fastad.progress import progress, say
 from fastad.ranks import Agreed, of_all, of_first, share
 from fastad.recipe import Recipe
-from fastad.run import Run, RunResult, deterministic, open_run, read_result
+from fastad.run import Run, RunResult, begin_run, deterministic, read_result
 from fastad.sets import make_plan, training_sources
-from fastad.training import Epoch, Task, Training, any_uses_oe, asked, finite, read_epoch
+from fastad.training import Epoch, Task, Training, any_uses_oe, finite, read_epoch
 from fastad.verdict import Pace, judge
 from fastad.warm import Warm
 
@@ -96,20 +97,17 @@ def train(
     number.
     """
     warm = warm or Warm()
-    sets = warm.sets(recipe, shards, device)
-    workbench = warm.workbench(recipe, sets.shape_hwc, device)
-    wanted, pairs = asked(recipe, sets, classes, objectives, seeds)
-    if not sets.oe and (needing := [objective.name for objective in wanted if objective.uses_oe]):
-        say(f"no OE set: {', '.join(needing)} will see nominal images only")
-    if recipe.train.tensorboard:
-        writer_of_boards()
-    runs_of = of_first(_open_runs, out, recipe, pairs, wanted)
+    prepared = prepare(
+        recipe, shards=shards, out=out, device=device, classes=classes, objectives=objectives, seeds=seeds, warm=warm
+    )
+    sets, workbench, wanted = prepared.sets, prepared.workbench, prepared.wanted
+    of_first(_begin, prepared.runs)
     stop = Agreed(stop)
 
-    tuner = warm.tuner(recipe, shards, device, groups=len(pairs))
+    tuner = warm.tuner(recipe, shards, device, groups=len(prepared.pairs))
     results: dict[Path, RunResult] = {}
-    for number, ((seed, class_name), runs) in enumerate(zip(pairs, runs_of, strict=True), start=1):
-        label = f"[{number}/{len(pairs)}] {class_name} seed {seed}"
+    for number, ((seed, class_name), runs) in enumerate(zip(prepared.pairs, prepared.runs, strict=True), start=1):
+        label = f"[{number}/{len(prepared.pairs)}] {class_name} seed {seed}"
         finished = of_first(_finished, runs)
         results |= finished
         if len(finished) == len(runs):
@@ -127,14 +125,12 @@ def train(
                 _train_group(task, sources, group, stop)
                 _join_faults(sources)
                 results |= of_first(evaluate_group, task, sources, group)
-    return [results[run.folder] for runs in runs_of for run in runs]
+    return [results[run.folder] for runs in prepared.runs for run in runs]
 
 
-def _open_runs(out: Path, recipe: Recipe, pairs: list[tuple[int, str]], wanted: list[Objective]) -> list[list[Run]]:
-    """For every seed and class the runs of all objectives."""
-    return [
-        [open_run(out, recipe, class_name, objective.name, seed) for objective in wanted] for seed, class_name in pairs
-    ]
+def _begin(runs_of: list[list[Run]]) -> None:
+    for run in itertools.chain.from_iterable(runs_of):
+        begin_run(run)
 
 
 def _finished(runs: list[Run]) -> dict[Path, RunResult]:
@@ -181,7 +177,7 @@ def _train_group(task: Task, sources: Sequence[Source], group: list[Training], s
         loader=task.tuner.loader(plan, sources),
         start_step=start,
         share=share(),
-        compiled=None if recipe.train.compile == "auto" else task.workbench.execution(plan.steps).compiled,
+        compiled=finishes_compiled(recipe, task.sets, plan, task.workbench.device),
     )
     is_first = share().rank == 0
     logged = logs(group, tensorboard=recipe.train.tensorboard) if is_first else nullcontext()
