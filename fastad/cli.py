@@ -261,6 +261,30 @@ def evaluate(
     _print_results(finished_results(folders), as_json)
 
 
+@app.command()
+def score(
+    folder: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="The folder of a finished run")],
+    place: SetArgument,
+    split: Annotated[str | None, typer.Option(help="Only the images of a split")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="A CSV file [default: standard output]")] = None,
+    device: DeviceOption = "auto",
+) -> None:
+    """Score the images of a set with a trained detector: a CSV line for each, higher for what is more anomalous."""
+    from fastad.files import write_text
+    from fastad.run import choose_device, find_runs
+    from fastad.score import csv_of, score_set
+    from fastad.stage import local_set
+
+    if len(runs := find_runs([folder])) > 1:
+        raise FastadError(f"{folder} holds {len(runs)} runs: name one, such as {runs[0].folder}")
+    text = csv_of(score_set(runs[0], local_set(place), choose_device(device), split))
+    if out is None:
+        sys.stdout.write(text)
+    else:
+        write_text(out, text)
+        print(out)
+
+
 def _print_results(results: Sequence["RunResult"], as_json: bool) -> None:
     from fastad.results import results_json, results_table
 

@@ -13,7 +13,7 @@ ORDER = (
     *("augment", "feed", "pixels", "ahead", "faults", "dali", "resident", "pipeline", "backbones", "networks"),
     *("objectives", "named", "recipe", "experiment", "ranks", "sets", "batch_picture", "run", "tune", "memory"),
     *("execution", "step_graph", "group", "warm", "verdict", "training", "checkpoint", "log", "evaluate", "outcome"),
-    *("prepare", "train", "estimate"),
+    *("prepare", "train", "estimate", "score"),
     *("sweep_queue", "sweep_worker", "sweep_presence", "sweep_pool", "sweep_watch", "sweep", "forecast", "toy"),
     *("tables", "results", "measured", "published", "compare", "paper_tables", "paired", "coverage", "drawing"),
     *("figures", "paper_figures", "toy_figure", "words", "markup", "page", "report", "quickstart"),
