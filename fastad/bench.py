@@ -29,7 +29,7 @@ from fastad.run import environment
 from fastad.sets import Sets, make_plan, open_sets, training_sources
 from fastad.view import classes_in
 
-WARM_UP_BATCHES = 5
+WARM_UP_BATCHES, WARM_UP_S = 5, 1.0
 SECONDS_A_MEASUREMENT = 3.0
 
 # The plain loaders hold no more images of a stream than these, decoded.
@@ -76,8 +76,7 @@ def batches_of(
 def _in_turns(works: dict[str, Callable[[], int]], repeats: int, device: torch.device) -> Rates:
     """Images per second of each work, `repeats` times, in turns so that a noisy machine is noisy for all of them."""
     for work in works.values():
-        for _ in range(WARM_UP_BATCHES):
-            work()
+        warm_up(work, device)
     rates: Rates = {name: [] for name in works}
     with progress("bench", repeats * len(works), unit="measurements") as advance:
         for _ in range(repeats):
@@ -85,6 +84,15 @@ def _in_turns(works: dict[str, Callable[[], int]], repeats: int, device: torch.d
                 rates[name].append(rate(work, device))
                 advance()
     return rates
+
+
+def warm_up(work: Callable[[], int], device: torch.device) -> None:
+    """Some calls that are not measured; on a CPU, where nothing is captured later, one that takes long is enough."""
+    started = time.perf_counter()
+    for _ in range(WARM_UP_BATCHES):
+        work()
+        if device.type == "cpu" and time.perf_counter() - started > WARM_UP_S:
+            return
 
 
 def rate(work: Callable[[], int], device: torch.device, seconds: float | None = None) -> float:
@@ -122,7 +130,8 @@ class _PlainImages(Dataset[torch.Tensor]):
     def __init__(
         self, images: np.ndarray | Sequence[np.ndarray], transform: Callable[[torch.Tensor], torch.Tensor]
     ) -> None:
-        self.images = [torch.from_numpy(image).permute(2, 0, 1) for image in images]
+        # Copied: what is mapped from shards may not be written to, of which PyTorch warns.
+        self.images = [torch.tensor(image).permute(2, 0, 1) for image in images]
         self.transform = transform
 
     def __len__(self) -> int:
