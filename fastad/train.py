@@ -22,7 +22,7 @@ from fastad.group import set_learning_rate, step
 from fastad.log import logs, writer_of_boards
 from fastad.objectives import Objective
 from fastad.outcome import evaluate_group
-from fastad.pipeline import Source, train_batches
+from fastad.pipeline import Source
 from fastad.plan import Plan
 from fastad.progress import progress, say
 from fastad.ranks import Agreed, of_all, of_first, share
@@ -122,7 +122,10 @@ def train(
             for training in group:
                 _recall_faults(training, plan, sources)
             with deterministic(recipe.train.deterministic):
-                _train_group(task, sources, group, stop)
+                try:
+                    _train_group(task, sources, group, stop)
+                finally:
+                    workbench.release()
                 _join_faults(sources)
                 results |= of_first(evaluate_group, task, sources, group)
     return [results[run.folder] for runs in runs_of for run in runs]
@@ -171,7 +174,7 @@ def _train_group(task: Task, sources: Sequence[Source], group: list[Training], s
     recipe, plan, start, going = task.recipe, task.plan, group[0].step, _going(group)
     if start == plan.steps or not going:
         return
-    made = train_batches(
+    made = task.workbench.batches(
         plan,
         sources,
         recipe.augment,
