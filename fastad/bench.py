@@ -27,6 +27,7 @@ from fastad.progress import progress
 from fastad.recipe import Recipe
 from fastad.run import environment
 from fastad.sets import Sets, make_plan, open_sets, training_sources
+from fastad.view import classes_in
 
 WARM_UP_BATCHES = 5
 SECONDS_A_MEASUREMENT = 3.0
@@ -61,7 +62,7 @@ def measure_loader(recipe: Recipe, shards: Path, device: torch.device, repeats: 
 def sets_and_plan(recipe: Recipe, shards: Path) -> tuple[Sets, Plan]:
     """The recipe's sets and an endless plan for its first class."""
     sets = open_sets(recipe, shards)
-    plan = make_plan(recipe, sets, sets.nominal.manifest.classes[0], seed=1)
+    plan = make_plan(recipe, sets, classes_in("train", sets.nominal.manifest)[0], seed=1)
     return sets, replace(plan, epochs=ENDLESS_EPOCHS)
 
 

@@ -57,6 +57,7 @@ def _root(
 def shard(
     name: Annotated[str, typer.Argument(metavar="SET", help="A data set fastad knows, or a converter's path (.py)")],
     raw: Annotated[Path | None, typer.Argument(help="Where the raw data are, for sets that need them")] = None,
+    set_name: Annotated[str | None, typer.Option("--name", help="What recipes call the set [default: SET]")] = None,
     out: Annotated[Path | None, typer.Option("--out", help="Shard home [default: $FASTAD_SHARDS or ./shards]")] = None,
     resize: Annotated[int | None, typer.Option(min=1, help="Short side in px of images that are larger")] = None,
     quality: Annotated[int | None, typer.Option(min=1, max=100, help="Of the JPEGs written [default: 95]")] = None,
@@ -94,6 +95,7 @@ def shard(
             name,
             raw,
             shard_home(out),
+            name=set_name,
             encoding=Encoding(resize, quality, checked=not unchecked),
             in_place=in_place,
             options={key: value for key, value in (("split", split), ("limit", limit)) if value is not None},
@@ -257,6 +259,30 @@ def evaluate(
     from fastad.results import finished_results
 
     _print_results(finished_results(folders), as_json)
+
+
+@app.command()
+def score(
+    folder: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="The folder of a finished run")],
+    place: SetArgument,
+    split: Annotated[str | None, typer.Option(help="Only the images of a split")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="A CSV file [default: standard output]")] = None,
+    device: DeviceOption = "auto",
+) -> None:
+    """Score the images of a set with a trained detector: a CSV line for each, higher for what is more anomalous."""
+    from fastad.files import write_text
+    from fastad.run import choose_device, find_runs
+    from fastad.score import csv_of, score_set
+    from fastad.stage import local_set
+
+    if len(runs := find_runs([folder])) > 1:
+        raise FastadError(f"{folder} holds {len(runs)} runs: name one, such as {runs[0].folder}")
+    text = csv_of(score_set(runs[0], local_set(place), choose_device(device), split))
+    if out is None:
+        sys.stdout.write(text)
+    else:
+        write_text(out, text)
+        print(out)
 
 
 def _print_results(results: Sequence["RunResult"], as_json: bool) -> None:

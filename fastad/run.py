@@ -92,7 +92,7 @@ class RunResult:
     empty in results older than it). `group_size`: objectives trained on the same batches at once; `images_per_s` counts
     each image once.
 
-    `health`, over the whole training (`fastad.health`): "guard_hits", "nonfinite_losses" and "largest_second_moment",
+    `health`, over the whole training (`fastad.training`): "guard_hits", "nonfinite_losses" and "largest_second_moment",
     None where that is not finite; empty in results older than it. `diverged_at_epoch`: the epoch, as log.jsonl counts
     them, in which the loss was not finite, and after which the model was left as it was; None for all others. Metrics
     are NaN, null in the file, where the scores of a diverged model are not finite.

@@ -88,10 +88,11 @@ def train(
 ) -> list[RunResult]:
     """Trains and evaluates every class × objective × seed; finished runs are left alone, unfinished ones go on.
 
-    `classes` empty means every class of the nominal set, `objectives` empty the recipe's. Raises `FastadError` for what
-    the user can mend, before anything is written, and `Interrupted` once `stop()` is not 0. Where there are several
-    processes each takes its share of the batches; the first alone reads and writes run folders, and evaluates. Calls
-    that are given the same `warm` open, hold and compile things once; it changes no number.
+    `classes` empty means every class of the nominal set that has training images, `objectives` empty the recipe's.
+    Raises `FastadError` for what the user can mend, before anything is written, and `Interrupted` once `stop()` is not
+    0. Where there are several processes each takes its share of the batches; the first alone reads and writes run
+    folders, and evaluates. Calls that are given the same `warm` open, hold and compile things once; it changes no
+    number.
     """
     warm = warm or Warm()
     sets = warm.sets(recipe, shards, device)

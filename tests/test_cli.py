@@ -133,6 +133,10 @@ def test_from_raw_images_to_a_report(fastad: Shell, home: Path, toml: Path, tmp_
         auroc = run["metrics"]["auroc"]
         assert auroc["value"] == pytest.approx(((pairs > 0) + (pairs == 0) / 2).mean())
         assert auroc["low"] <= auroc["value"] <= auroc["high"]
+    scored = fastad("score", folder, shards / "blobs", "--split", "test", "--out", tmp_path / "scores.csv")
+    assert scored.code == 0 and len((tmp_path / "scores.csv").read_text().splitlines()) == 61
+    assert fastad("score", folder, shards / "extras").out.startswith("split,key,class,score\ntrain,train-0000,a,")
+    assert "holds 4 runs: name one, such as " in fastad("score", out, shards / "blobs").error
     assert fastad("report", out, "--out", tmp_path / "report").code == 0
     assert (tmp_path / "report" / "report.html").stat().st_size > 10_000
 

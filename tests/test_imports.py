@@ -26,7 +26,7 @@ ORDER = (
     ),
     *("objectives", "named", "recipe", "experiment", "ranks", "sets", "batch_picture", "run", "tune", "memory"),
     *("compiling", "step_graph", "group", "warm", "verdict", "training", "checkpoint", "log", "evaluate", "outcome"),
-    *("train", "estimate"),
+    *("train", "estimate", "score"),
     *("sweep_queue", "sweep_worker", "sweep_presence", "sweep_pool", "sweep_watch", "sweep", "forecast", "toy"),
     *("tables", "results", "measured", "published", "compare", "paper_tables", "paired", "coverage", "drawing"),
     *("figures", "paper_figures", "toy_figure", "words", "markup", "page", "report", "quickstart"),

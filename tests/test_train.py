@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import after, assert_same_scores, scores_in
+from PIL import Image
 
 from fastad import sets as sets_module
 from fastad.errors import FastadError, Interrupted
@@ -23,6 +24,7 @@ from fastad.plan import Plan
 from fastad.recipe import Recipe
 from fastad.run import RunResult, find_runs
 from fastad.sets import Sets, make_plan, oe_batches, one_vs_rest, open_sets, training_sources
+from fastad.shard import convert
 from fastad.train import stop_on_signals, train
 
 CPU = torch.device("cpu")
@@ -169,6 +171,36 @@ def test_one_vs_rest_targets(recipe: Recipe, home: Path, blobs: Manifest) -> Non
     rows, target = one_vs_rest(open_sets(recipe, home), "high")
     np.testing.assert_array_equal(np.sort(rows), np.arange(120, 180))
     np.testing.assert_array_equal(target == 0, blobs.class_index[rows] == 2)
+
+
+def test_good_images_of_a_category_are_tested_against_its_own_defects(recipe: Recipe, tmp_path: Path) -> None:
+    """As MVTec AD is: a set of several categories, of whose defects none is trained on."""
+    raw, home = tmp_path / "raw", tmp_path / "home"
+    rng = np.random.default_rng(0)
+    for category in ("bolt", "nut"):
+        for place, count in (("train/good", 20), ("test/good", 3), ("test/bent", 2)):
+            folder = raw / category / place
+            folder.mkdir(parents=True)
+            for number in range(count):
+                Image.fromarray(rng.integers(0, 255, (32, 32, 3), dtype=np.uint8)).save(folder / f"{number:03}.png")
+    convert("mvtec", raw, home)
+    colour = replace(recipe.augment, mean=(0.0,) * 3, std=(1.0,) * 3)
+    alone = replace(
+        recipe,
+        network="cifar-lenet",
+        data=replace(recipe.data, nominal="mvtec", oe=()),
+        objectives=("deep-svdd",),
+        augment=colour,
+    )
+    sets = open_sets(alone, home)
+    rows, target = one_vs_rest(sets, "nut/good")
+    manifest = sets.nominal.manifest
+    assert {manifest.classes[index] for index in manifest.class_index[rows]} == {"nut/good", "nut/bent"}
+    assert (target.sum(), len(target)) == (2, 5)
+    results = run(alone, home, tmp_path / "runs", classes=[])
+    assert [result.class_name for result in results] == ["bolt/good", "nut/good"]
+    with pytest.raises(FastadError, match="has no train images of classes nut/bent"):
+        run(alone, home, tmp_path / "runs", classes=["nut/bent"])
 
 
 def test_the_oe_of_a_seed_is_shared_by_classes_and_small_draws_of_classes_are_read_with_replacement(
