@@ -224,7 +224,8 @@ def _forget_memory(device: torch.device) -> None:
 def _memory_mib(device: torch.device) -> float:
     """The most memory used since then."""
     if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
+        # Not what is allocated: a captured step's memory is its graph's own, and counts as free while it is replayed.
+        return torch.cuda.max_memory_reserved(device) / 2**20
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) / 2**10
 

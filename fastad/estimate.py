@@ -31,6 +31,7 @@ from fastad.resident import hold
 from fastad.run import environment, locate
 from fastad.seeds import generator
 from fastad.sets import Sets, make_plan, memory_held, one_vs_rest, stream_faults
+from fastad.step_graph import WARM_UP
 from fastad.training import any_uses_oe, asked
 from fastad.warm import Warm
 
@@ -156,12 +157,14 @@ def _sources(
 def _measured_steps(
     recipe: Recipe, workbench: Workbench, plan: Plan, sources: Sequence[Source], members: Sequence[Member]
 ) -> tuple[float, float, int]:
-    """Seconds of the first step, which builds and compiles, and of one of those after it; and how many those were."""
+    """Seconds of the first step, which builds and compiles, with those that precede a capture where steps are captured;
+    and of one of those after it; and how many those were."""
     device, compiled = workbench.device, members[0].compiled
     made = workbench.batches(plan, sources, recipe.augment, device, loader=recipe.loader, compiled=compiled)
     with closing(made) as batches:
         started = time.perf_counter()
-        step(members, next(batches))
+        for _ in range(1 if workbench.graphs is None else WARM_UP + 1):  # the last of them is captured
+            step(members, next(batches))
         _wait(device)
         first_s, started, steps = time.perf_counter() - started, time.perf_counter(), 0
         while steps < FEWEST_STEPS or (steps < MOST_STEPS and time.perf_counter() - started < MEASURED_S):

@@ -20,7 +20,7 @@ from fastad.errors import FastadError
 from fastad.faults import Faults, Origin
 from fastad.feed import Wanted, in_order, planned
 from fastad.packed import Layout
-from fastad.pixels import Finish, repays_compiling
+from fastad.pixels import Finish, moved, repays_compiling
 from fastad.plan import WHOLE_BATCH, Plan, Share
 from fastad.reader import ShardReader
 from fastad.resident import Gather, Held, resident_crops
@@ -168,7 +168,7 @@ def evaluation_batches(
     with closing(_crops([source], [in_order(rows, size)], decoding, drawn=False)) as crops:
         for number, parts in enumerate(crops):
             first = number * size
-            yield _finished(parts, torch.from_numpy(target[first : first + size]).to(device), finish)
+            yield _finished(parts, moved(target[first : first + size], device), finish)
 
 
 def out_hw(rows: np.ndarray, reader: ShardReader, spec: AugmentSpec) -> tuple[int, int]:

@@ -72,7 +72,7 @@ class Finish:
             for numbers in (1 / (255 * std), -mean / std, spec.noise_std * (1 / std))
         )
         self.numbers = out_hw[0] * out_hw[1] * channels
-        self.bank = noise_bank(self.numbers).to(device) if spec.noise_std else None
+        self.bank = _bank_on(device, self.numbers) if spec.noise_std else None
         sigma = spec.oe_blur_sigma_px
         self.blur = [torch.from_numpy(blur_matrix(side, sigma)).to(device) for side in out_hw] if sigma else None
         self.memory = _Memory()
@@ -267,6 +267,12 @@ def noise_bank(beyond: int) -> Tensor:
     """`NOISE_BANK` standard normals, the same on every machine, and after them the first `beyond` again, float32."""
     bank = generator(0, "noise").standard_normal(NOISE_BANK, dtype=np.float32)
     return torch.from_numpy(np.concatenate([bank, bank[:beyond]]))
+
+
+@functools.cache
+def _bank_on(device: torch.device, beyond: int) -> Tensor:
+    """The bank on the device; it is not made anew, or moved to a GPU, 64 MB for every run."""
+    return noise_bank(beyond).to(device)
 
 
 def blur_matrix(side: int, sigma_px: float) -> np.ndarray:

@@ -377,3 +377,16 @@ def test_the_gpu_gives_the_cpus_pixels(executor: str, blobs: Manifest, extras: M
         assert other.images.is_contiguous(memory_format=torch.channels_last)
         np.testing.assert_array_equal(one.row, other.row)
         torch.testing.assert_close(one.images, other.images.cpu(), atol=1e-4, rtol=0)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+def test_the_host_does_not_wait_for_a_gpu_between_batches_of_a_test(blobs: Manifest) -> None:
+    gpu, reader, rows = torch.device("cuda"), ShardReader(blobs), np.asarray(blobs.split_rows("test"))
+    source = Source(reader, hold(Origin(reader, Faults()), rows, Decoding(WHOLE, gpu, LoaderSpec())))
+    try:
+        for batch in evaluation_batches(source, rows, (rows % 2).astype(np.float32), WHOLE, gpu, size=7):
+            torch.cuda.set_sync_debug_mode("error")
+            assert batch.target.device.type == "cuda"
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
