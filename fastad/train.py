@@ -119,16 +119,7 @@ def train(
         plan = make_plan(recipe, sets, class_name, seed, any_uses_oe(wanted))
         task = Task(recipe, sets, workbench, tuner, plan, label)
         for group in _groups(task, due):
-            sources = training_sources(recipe, sets, plan, device)
-            for training in group:
-                _recall_faults(training, plan, sources)
-            with deterministic(recipe.train.deterministic):
-                try:
-                    _train_group(task, sources, group, stop)
-                finally:
-                    workbench.release()
-                _join_faults(sources)
-                results |= of_first(evaluate_group, task, sources, group)
+            results |= _trained(task, group, stop)
     return [results[run.folder] for runs in runs_of for run in runs]
 
 
@@ -161,6 +152,21 @@ def _groups(task: Task, due: list[tuple[Run, Objective]]) -> Iterator[list[Train
 
     for _, group in itertools.groupby(sorted(trainings, key=progress_of), key=progress_of):
         yield list(group)
+
+
+def _trained(task: Task, group: list[Training], stop: Callable[[], int]) -> dict[Path, RunResult]:
+    """Trains and evaluates a group. Nothing here outlives it that keeps its images from making room for the next's."""
+    recipe, workbench = task.recipe, task.workbench
+    sources = training_sources(recipe, task.sets, task.plan, workbench.device)
+    for training in group:
+        _recall_faults(training, task.plan, sources)
+    with deterministic(recipe.train.deterministic):
+        try:
+            _train_group(task, sources, group, stop)
+        finally:
+            workbench.release()
+        _join_faults(sources)
+        return of_first(evaluate_group, task, sources, group)
 
 
 def _recall_faults(training: Training, plan: Plan, sources: Sequence[Source]) -> None:

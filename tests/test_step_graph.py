@@ -225,7 +225,6 @@ def test_nothing_keeps_the_images_of_a_run_that_is_over(recipe: Recipe, home: Pa
         assert len(kept) == (3 if stop is never else 2)
         assert all(reference() is not None for reference in kept)
         sets.held.clear()
-        gc.collect()
         assert not [reference for reference in kept if reference() is not None]
 
 
