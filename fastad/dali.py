@@ -133,7 +133,7 @@ def whole_images(
             yield [torch.from_dlpack(made[place]) for place in range(len(made))]
     if decoding.device.type == "cuda":
         # Done once, before a training that needs the memory that DALI would keep for more.
-        from nvidia.dali.backend_impl import ReleaseUnusedMemory
+        from nvidia.dali.backend import ReleaseUnusedMemory  # type: ignore[attr-defined]
 
         ReleaseUnusedMemory()
 
