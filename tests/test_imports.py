@@ -18,7 +18,7 @@ ORDER = (
     *("sweep_queue", "sweep_worker", "sweep_presence", "sweep_pool", "sweep_watch", "sweep", "forecast", "toy"),
     *("tables", "results", "measured", "published", "compare", "paper_tables", "paired", "coverage", "drawing"),
     *("figures", "paper_figures", "toy_figure", "words", "markup", "page", "report", "quickstart"),
-    *("bench", "bench_loader", "roofline", "bench_step", "bench_shard", "bench_sweep", "options"),
+    *("bench", "bench_gpu", "bench_loader", "roofline", "bench_step", "bench_shard", "bench_sweep", "options"),
     *("cli_bench", "cli_sweep", "cli", "__main__"),
 )
 LIGHT = {"manifest", "stage", "synsets", "view", "plan", "augment", "reader", "shard", "verify", "inspect"}
