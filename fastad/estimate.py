@@ -18,9 +18,9 @@ from fastad.dali import Decoding
 from fastad.errors import FastadError
 from fastad.evaluate import measure, score_batches
 from fastad.faults import Origin
-from fastad.group import Member, step
+from fastad.group import Member, Workbench, step
 from fastad.networks import parameter_count
-from fastad.pipeline import Source, evaluation_batches, train_batches
+from fastad.pipeline import Source, evaluation_batches
 from fastad.plan import ENDLESS_EPOCHS, Plan
 from fastad.prepare import finishes_compiled, prepare
 from fastad.progress import duration
@@ -31,6 +31,7 @@ from fastad.resident import hold
 from fastad.run import environment
 from fastad.seeds import generator
 from fastad.sets import Sets, make_plan, memory_held, one_vs_rest, stream_faults
+from fastad.step_graph import WARM_UP
 from fastad.training import any_uses_oe
 from fastad.warm import Warm
 
@@ -75,7 +76,7 @@ def estimate(
     cut = _cut(plans[0])
     readers = (sets.nominal, *sets.oe)
     sources, hold_image_s = _sources(recipe, cut, readers, held, device)
-    first_step_s, step_s, steps = _measured_steps(recipe, cut, sources, members, device, finishes)
+    first_step_s, step_s, steps = _measured_steps(recipe, workbench, cut, sources, members, finishes)
     score_image_s = _measured_scoring(recipe, sets, rows[:MEASURED_IMAGES], target, members, held["test"] > 0, device)
     started = time.perf_counter()
     measure(target, generator(0, "estimate").random(len(target)))
@@ -152,17 +153,20 @@ def _sources(
 
 def _measured_steps(
     recipe: Recipe,
+    workbench: Workbench,
     plan: Plan,
     sources: Sequence[Source],
     members: Sequence[Member],
-    device: torch.device,
     compiled: bool,
 ) -> tuple[float, float, int]:
-    """Seconds of the first step, which builds and compiles, and of one of those after it; and how many those were."""
-    made = train_batches(plan, sources, recipe.augment, device, loader=recipe.loader, compiled=compiled)
+    """Seconds of the first step, which builds and compiles, with those that precede a capture where steps are captured;
+    and of one of those after it; and how many those were. `compiled`: what finishes images is."""
+    device = workbench.device
+    made = workbench.batches(plan, sources, recipe.augment, device, loader=recipe.loader, compiled=compiled)
     with closing(made) as batches:
         started = time.perf_counter()
-        step(members, next(batches))
+        for _ in range(1 if workbench.graphs is None else WARM_UP + 1):  # the last of them is captured
+            step(members, next(batches))
         _wait(device)
         first_s, started, steps = time.perf_counter() - started, time.perf_counter(), 0
         while steps < FEWEST_STEPS or (steps < MOST_STEPS and time.perf_counter() - started < MEASURED_S):
