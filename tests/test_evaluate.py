@@ -1,18 +1,33 @@
 """Metrics against scikit-learn, intervals against simulation."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
 from fastad import evaluate
 from fastad.errors import FastadError
-from fastad.evaluate import METRICS, Scores, measure, over_seeds, read_scores, write_examples, write_scores
+from fastad.evaluate import (
+    METRICS,
+    Scores,
+    measure,
+    over_seeds,
+    read_scores,
+    score_batches,
+    write_examples,
+    write_scores,
+)
 from fastad.manifest import Manifest
+from fastad.objectives import find
+from fastad.pipeline import Batch
 from fastad.reader import ShardReader
 from fastad.recipe import Recipe
 from fastad.run import open_run
+
+CPU = torch.device("cpu")
 
 
 def sample(rng: np.random.Generator, nominal: int, anomalous: int, shift: float) -> tuple[np.ndarray, np.ndarray]:
@@ -112,3 +127,38 @@ def test_missing_or_damaged_scores_are_said(recipe: Recipe, tmp_path: Path) -> N
     run.scores.write_bytes(run.scores.read_bytes()[:100])
     with pytest.raises(FastadError, match=r"scores\.npz cannot be read"):
         read_scores(run)
+
+
+class Doubled(torch.nn.Module):
+    """Stands in for a detector: tells in which mode it was called."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        assert not self.training and torch.is_inference_mode_enabled()
+        return 2 * images[:, 0, 0, :1]
+
+
+def batches_for_scoring(device: torch.device) -> Iterator[Batch]:
+    images = torch.arange(7.0, device=device).view(7, 1, 1, 1)
+    for part in images.split(3):  # the last one is smaller
+        yield Batch(part, torch.zeros(len(part), device=device), np.arange(len(part)))
+
+
+def test_every_image_is_scored_by_every_model_in_one_pass() -> None:
+    found = score_batches([(Doubled(), find("bce")), (Doubled(), find("hsc:l2-squared"))], batches_for_scoring(CPU))
+    assert (found.dtype, found.shape) == (np.float32, (2, 7))
+    np.testing.assert_array_equal(found, [2.0 * np.arange(7), 4.0 * np.arange(7) ** 2])
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+def test_the_host_waits_for_a_gpus_scores_at_their_end_only() -> None:
+    def watched() -> Iterator[Batch]:
+        try:
+            for batch in batches_for_scoring(torch.device("cuda")):
+                torch.cuda.set_sync_debug_mode("error")
+                yield batch
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    (found,) = score_batches([(Doubled(), find("bce"))], watched())
+    np.testing.assert_array_equal(found, 2.0 * np.arange(7))
