@@ -15,12 +15,14 @@ import torch
 
 from fastad.errors import FastadError
 from fastad.evaluate import class_names_of, score_batches
+from fastad.group import precision_on
 from fastad.manifest import open_set
-from fastad.networks import Detector, build
+from fastad.networks import Detector, build, in_memory_format
 from fastad.objectives import find
 from fastad.pipeline import Source, evaluation_batches, out_hw
+from fastad.progress import say
 from fastad.reader import ShardReader
-from fastad.run import Run
+from fastad.run import Run, read_result
 
 
 class Scored(NamedTuple):
@@ -50,7 +52,20 @@ def load_detector(run: Run, shape_hwc: tuple[int, int, int], device: torch.devic
     except RuntimeError as error:
         shape = "×".join(map(str, shape_hwc))
         raise FastadError(f"{run.folder} was trained on other images than of {shape}: score such as its own") from error
-    return detector.to(device).eval()
+    return _as_in_its_evaluation(detector, run, device).to(device).eval()
+
+
+def _as_in_its_evaluation(detector: Detector, run: Run, device: torch.device) -> Detector:
+    """The detector in the precision and memory format that its own test images were scored in, so that scores are the
+    same to the last bit on the same machine."""
+    if (result := read_result(run)) is None:
+        raise FastadError(f"{run.folder} is not finished: run its fastad train or fastad sweep again")
+    if result.precision == "bfloat16":
+        if precision_on("auto", device) == "bfloat16":
+            detector.autocast_dtype = torch.bfloat16
+        else:
+            say(f"{run.folder} was evaluated in bfloat16, which this device has not: scores are of float32")
+    return in_memory_format(detector, result.memory_format)
 
 
 def score_set(run: Run, place: Path, device: torch.device, split: str | None = None) -> Scored:

@@ -3,18 +3,20 @@
 import csv
 import io
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from fastad import score
 from fastad.errors import FastadError
 from fastad.evaluate import read_scores
 from fastad.manifest import open_set
 from fastad.recipe import Recipe
-from fastad.run import Run, find_runs
-from fastad.score import csv_of, score_set
+from fastad.run import Run, find_runs, read_result, write_result
+from fastad.score import csv_of, load_detector, score_set
 from fastad.shard import convert
 from fastad.train import train
 
@@ -45,6 +47,25 @@ def test_a_whole_set_comes_in_the_order_of_its_source(run: Run, home: Path) -> N
     lines = list(csv.DictReader(io.StringIO(csv_of(found))))
     assert [line["key"] for line in lines] == keys
     np.testing.assert_array_equal(np.float32([line["score"] for line in lines]), found.score)
+
+
+def test_a_run_is_scored_in_the_precision_and_memory_format_of_its_evaluation(
+    run: Run, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(run.folder, tmp_path / "run")
+    (copy,) = find_runs([tmp_path])
+    result = read_result(copy)
+    assert result is not None
+    write_result(copy, replace(result, memory_format="contiguous", precision="bfloat16"))
+    detector = load_detector(copy, (28, 28, 1), CPU)
+    assert (detector.memory_format, detector.autocast_dtype) == ("contiguous", None)
+    assert "was evaluated in bfloat16, which this device has not" in " ".join(capsys.readouterr().err.split())
+    monkeypatch.setattr(score, "precision_on", lambda choice, device: "bfloat16")
+    detector = load_detector(copy, (28, 28, 1), CPU)
+    assert detector.autocast_dtype is torch.bfloat16
+    copy.result.unlink()
+    with pytest.raises(FastadError, match="is not finished: run its fastad train or fastad sweep again"):
+        load_detector(copy, (28, 28, 1), CPU)
 
 
 def test_other_images_unfinished_runs_and_damaged_models_are_refused(run: Run, home: Path, tmp_path: Path) -> None:
