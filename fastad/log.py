@@ -1,7 +1,7 @@
 """What a training tells while it runs, epoch by epoch: `log.jsonl`, and TensorBoard's event files made from it.
 
 Owns their lines and their life over interruptions; what stands on the screen is `fastad.progress`'.
-Use: `with logs(group, plan, tensorboard=False) as write: write(training, line)`.
+Use: `with logs(group, tensorboard=False) as write: write(training, line)`.
 """
 
 import json
