@@ -89,8 +89,10 @@ def _in_turns(works: dict[str, Callable[[], int]], repeats: int, device: torch.d
 
 def rate(work: Callable[[], int], device: torch.device, seconds: float | None = None) -> float:
     """Images per second of calling `work` over and over, for `seconds` or those of every measurement; waits for the
-    device before it stops the clock."""
+    device before it starts the clock, and before it stops it."""
     seconds = SECONDS_A_MEASUREMENT if seconds is None else seconds
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
     images, started = 0, time.perf_counter()
     while time.perf_counter() - started < seconds:
         images += work()

@@ -24,7 +24,7 @@ from torch import nn
 
 from fastad import bench, shard
 from fastad.augment import AugmentSpec
-from fastad.bench import batches_of, plain_batches, rate, sets_and_plan
+from fastad.bench import plain_batches, rate, sets_and_plan
 from fastad.bench_loader import CIFAR, IMAGENET, JITTER
 from fastad.errors import FastadError, unknown
 from fastad.group import Member, Workbench, step
@@ -32,11 +32,13 @@ from fastad.listing import Converter
 from fastad.manifest import Sample
 from fastad.networks import Detector, build
 from fastad.objectives import find
+from fastad.pipeline import Unmade
 from fastad.progress import progress
 from fastad.recipe import Recipe, parse
 from fastad.roofline import Roof, floor_s, flops, least_bytes, measured_roof
 from fastad.run import environment
 from fastad.seeds import generator
+from fastad.sets import training_sources
 
 GROUPS = (1, 2, 4)
 OBJECTIVES = ("hsc", "deep-sad", "bce", "focal")
@@ -123,7 +125,8 @@ def measure_step(recipe: Recipe, shards: Path, device: torch.device, repeats: in
     workbench = Workbench(recipe, sets.shape_hwc, device)
     compiled = workbench.compiles(recipe.optim.epochs * plan.steps_per_epoch)
     members = [workbench.member(find(name), 1, compiled) for name in recipe.objectives[: max(GROUPS)]]
-    batches = batches_of(recipe, sets, plan, device)
+    sources = training_sources(recipe, sets, plan, device)
+    batches = workbench.batches(plan, sources, recipe.augment, device, loader=recipe.loader)
     sizes = [size for size in GROUPS if size <= len(members)]
 
     def group_step(size: int) -> int:
@@ -154,10 +157,11 @@ def measure_step(recipe: Recipe, shards: Path, device: torch.device, repeats: in
                 rates[name].append(loops[name](bench.SECONDS_A_MEASUREMENT))
                 advance()
     batch = next(batches)
+    images = batch.made().images if isinstance(batch, Unmade) else batch.images
     roof = measured_roof(device, workbench.precision)
     found: dict[str, Any] = {}
     for size in sizes:
-        found |= _figures(recipe.network, size, members, rates, memory[size], roof, batch.images[:])
+        found |= _figures(recipe.network, size, members, rates, memory[size], roof, images)
     return found | {
         "each_images_per_s": {
             f"{recipe.network}_{f'group_of_{key}' if key.isdigit() else f'plain_{key}'}": _rounded(values)
@@ -220,7 +224,8 @@ def _forget_memory(device: torch.device) -> None:
 def _memory_mib(device: torch.device) -> float:
     """The most memory used since then."""
     if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
+        # Not what is allocated: a captured step's memory is its graph's own, and counts as free while it is replayed.
+        return torch.cuda.max_memory_reserved(device) / 2**20
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) / 2**10
 

@@ -18,10 +18,10 @@ from fastad.dali import Decoding
 from fastad.errors import FastadError
 from fastad.evaluate import measure, score_batches
 from fastad.faults import Origin
-from fastad.group import Member, step
+from fastad.group import Member, Workbench, step
 from fastad.networks import parameter_count
 from fastad.objectives import Objective
-from fastad.pipeline import Source, evaluation_batches, train_batches
+from fastad.pipeline import Source, evaluation_batches
 from fastad.plan import ENDLESS_EPOCHS, Plan
 from fastad.progress import duration
 from fastad.ranks import share
@@ -31,6 +31,7 @@ from fastad.resident import hold
 from fastad.run import environment, locate
 from fastad.seeds import generator
 from fastad.sets import Sets, make_plan, memory_held, one_vs_rest, stream_faults
+from fastad.step_graph import WARM_UP
 from fastad.training import any_uses_oe, asked
 from fastad.warm import Warm
 
@@ -72,7 +73,7 @@ def estimate(
     cut = _cut(plans[0])
     readers = (sets.nominal, *sets.oe)
     sources, hold_image_s = _sources(recipe, cut, readers, held, device)
-    first_step_s, step_s, steps = _measured_steps(recipe, cut, sources, members, device)
+    first_step_s, step_s, steps = _measured_steps(recipe, workbench, cut, sources, members)
     score_image_s = _measured_scoring(recipe, sets, rows[:MEASURED_IMAGES], target, members, held["test"] > 0, device)
     started = time.perf_counter()
     measure(target, generator(0, "estimate").random(len(target)))
@@ -154,13 +155,16 @@ def _sources(
 
 
 def _measured_steps(
-    recipe: Recipe, plan: Plan, sources: Sequence[Source], members: Sequence[Member], device: torch.device
+    recipe: Recipe, workbench: Workbench, plan: Plan, sources: Sequence[Source], members: Sequence[Member]
 ) -> tuple[float, float, int]:
-    """Seconds of the first step, which builds and compiles, and of one of those after it; and how many those were."""
-    made = train_batches(plan, sources, recipe.augment, device, loader=recipe.loader, compiled=members[0].compiled)
+    """Seconds of the first step, which builds and compiles, with those that precede a capture where steps are captured;
+    and of one of those after it; and how many those were."""
+    device, compiled = workbench.device, members[0].compiled
+    made = workbench.batches(plan, sources, recipe.augment, device, loader=recipe.loader, compiled=compiled)
     with closing(made) as batches:
         started = time.perf_counter()
-        step(members, next(batches))
+        for _ in range(1 if workbench.graphs is None else WARM_UP + 1):  # the last of them is captured
+            step(members, next(batches))
         _wait(device)
         first_s, started, steps = time.perf_counter() - started, time.perf_counter(), 0
         while steps < FEWEST_STEPS or (steps < MOST_STEPS and time.perf_counter() - started < MEASURED_S):

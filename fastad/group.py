@@ -6,7 +6,7 @@ Use: `member = workbench.member(find("hsc"), seed=1, compiled=False)`, then `ste
 """
 
 import functools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,12 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastad.compiled import compiled_apart
 from fastad.compiling import COMPILE_CPU_FROM_STEPS, compiling_pays
 from fastad.errors import FastadError
 from fastad.memory import keep_freed_memory
 from fastad.networks import Detector, build
 from fastad.objectives import Objective, find
-from fastad.pipeline import Batch
+from fastad.pipeline import Batch, Unmade, step_batches, train_batches
 from fastad.pixels import has_compiler
 from fastad.progress import say
 from fastad.ranks import average, over_whole_batches, share
@@ -55,17 +56,18 @@ class Member:
         }
 
     def load(self, state: Mapping[str, Any]) -> None:
-        """Takes up what `state` returned."""
+        """Takes up what `state` returned, on another device too: how the optimiser steps stays this member's own."""
         self.model.load_state_dict(state["model"])
+        own, saved = self.optimizer.state_dict()["param_groups"], state["optimizer"]
         lr = self.optimizer.param_groups[0]["lr"]
-        self.optimizer.load_state_dict(state["optimizer"])
-        _put_learning_rate(self.optimizer, lr, self.optimizer.param_groups[0]["lr"])
+        self.optimizer.load_state_dict({**saved, "param_groups": own})
+        _put_learning_rate(self.optimizer, lr, saved["param_groups"][0]["lr"])
         self.sums.copy_(state["sums"])
         if self.graphs is not None:
             self.graphs.clear()
 
 
-def step(members: Iterable[Member], batch: Batch) -> None:
+def step(members: Iterable[Member], batch: Batch | Unmade) -> None:
     """One optimisation step of every member on one batch, or on this rank's share of it; the host does not wait for the
     device."""
     members = tuple(members)
@@ -73,7 +75,8 @@ def step(members: Iterable[Member], batch: Batch) -> None:
     if members and members[0].graphs is not None:
         members[0].graphs.step(work, members, batch)
     else:
-        work(batch.images, batch.target)
+        made = batch.made() if isinstance(batch, Unmade) else batch
+        work(made.images, made.target)
 
 
 def _step(members: Iterable[Member], images: Tensor, target: Tensor) -> None:
@@ -107,7 +110,7 @@ class Workbench:
         self.recipe = recipe
         self.shape_hwc = shape_hwc
         self.device = device
-        self.precision = _precision(recipe.train.precision, device)
+        self.precision = precision_on(recipe.train.precision, device)
         on_cuda = device.type == "cuda"
         captures = on_cuda and share().ranks == 1 and recipe.train.compile != "off"
         self.graphs = StepGraphs(CudaCapture()) if captures else None
@@ -140,12 +143,23 @@ class Workbench:
                 lr=torch.tensor(optim.lr, device=self.device) if on_cuda else optim.lr,
                 weight_decay=optim.weight_decay,
                 fused=True,
-                capturable=on_cuda,
+                capturable=on_cuda and self.graphs is not None,
             ),
             sums=torch.zeros(3, device=self.device),
             compiled=compiled,
             graphs=self.graphs,
         )
+
+    @property
+    def batches(self) -> Callable[..., Generator[Batch | Unmade, None, None]]:
+        """`train_batches` or `step_batches`: what makes batches for steps of this workbench's members. Captured steps
+        make images themselves; before others, what images take is seen as waiting for them."""
+        return train_batches if self.graphs is None else step_batches
+
+    def release(self) -> None:
+        """Forgets captured steps, and so does not keep the images that their batches are made of."""
+        if self.graphs is not None:
+            self.graphs.clear()
 
     def _loss(self, model: Detector, objective: Objective, compiled: bool) -> Loss:
         """An objective without OE sees the nominal images only, in a batch of their own."""
@@ -156,7 +170,7 @@ class Workbench:
             at_guard = (each.detach() > objective.guard_loss) & (target[:seen] > 0)
             return each.mean(), at_guard.float().mean()
 
-        return torch.compile(loss, fullgraph=True, dynamic=False) if compiled else loss
+        return compiled_apart(loss, fullgraph=True) if compiled else loss
 
     def compiles(self, steps: int) -> bool:
         """Whether a run of that many steps is compiled: decided by the recipe, the run's own length and what was once
@@ -198,9 +212,10 @@ class Workbench:
         return compiling_pays(key, {"eager": functools.partial(made, False), "compiled": functools.partial(made, True)})
 
 
-def _precision(choice: str, device: torch.device) -> str:
+def precision_on(choice: str, device: torch.device) -> str:
     """ "bfloat16" or "float32": what the bodies of networks compute in."""
-    has_bfloat16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
+    # Older GPUs emulate it, which is slower than float32.
+    has_bfloat16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     if choice == "bfloat16" and not has_bfloat16:
         raise FastadError("train.precision=bfloat16 needs a GPU that has it: use float32 or auto")
     if choice == "auto":

@@ -22,7 +22,7 @@ from fastad.group import set_learning_rate, step
 from fastad.log import logs, writer_of_boards
 from fastad.objectives import Objective
 from fastad.outcome import evaluate_group
-from fastad.pipeline import Source, train_batches
+from fastad.pipeline import Source
 from fastad.plan import Plan
 from fastad.progress import progress, say
 from fastad.ranks import Agreed, of_all, of_first, share
@@ -119,13 +119,7 @@ def train(
         plan = make_plan(recipe, sets, class_name, seed, any_uses_oe(wanted))
         task = Task(recipe, sets, workbench, tuner, plan, label)
         for group in _groups(task, due):
-            sources = training_sources(recipe, sets, plan, device)
-            for training in group:
-                _recall_faults(training, plan, sources)
-            with deterministic(recipe.train.deterministic):
-                _train_group(task, sources, group, stop)
-                _join_faults(sources)
-                results |= of_first(evaluate_group, task, sources, group)
+            results |= _trained(task, group, stop)
     return [results[run.folder] for runs in runs_of for run in runs]
 
 
@@ -160,6 +154,21 @@ def _groups(task: Task, due: list[tuple[Run, Objective]]) -> Iterator[list[Train
         yield list(group)
 
 
+def _trained(task: Task, group: list[Training], stop: Callable[[], int]) -> dict[Path, RunResult]:
+    """Trains and evaluates a group. Nothing here outlives it that keeps its images from making room for the next's."""
+    recipe, workbench = task.recipe, task.workbench
+    sources = training_sources(recipe, task.sets, task.plan, workbench.device)
+    for training in group:
+        _recall_faults(training, task.plan, sources)
+    with deterministic(recipe.train.deterministic):
+        try:
+            _train_group(task, sources, group, stop)
+        finally:
+            workbench.release()
+        _join_faults(sources)
+        return of_first(evaluate_group, task, sources, group)
+
+
 def _recall_faults(training: Training, plan: Plan, sources: Sequence[Source]) -> None:
     for stream, source in zip(plan.streams, sources, strict=True):
         for row, reason in training.faults.get(stream.name, {}).items():
@@ -172,7 +181,7 @@ def _train_group(task: Task, sources: Sequence[Source], group: list[Training], s
     recipe, plan, start, going = task.recipe, task.plan, group[0].step, _going(group)
     if start == plan.steps or not going:
         return
-    made = train_batches(
+    made = task.workbench.batches(
         plan,
         sources,
         recipe.augment,

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from fastad import group as group_module
 from fastad import train as train_module
 from fastad import verdict as verdict_module
 from fastad.evaluate import read_scores
@@ -72,7 +73,7 @@ def test_a_slow_loader_and_a_slow_step_are_told_apart_and_scores_stay(
         step(*arguments)
 
     monkeypatch.setattr(verdict_module, "REPLAY_FROM_S", replay_from_s)
-    monkeypatch.setattr(train_module, "train_batches", slow_batches)
+    monkeypatch.setattr(group_module, "train_batches", slow_batches)
     for module in (train_module, verdict_module):
         monkeypatch.setattr(module, "time", clock)
         monkeypatch.setattr(module, "step", slow_step)
