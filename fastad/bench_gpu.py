@@ -6,7 +6,7 @@ Use: `works = gpu_works("photographs", "resnet18-cbam", stream, loader)`, then `
 """
 
 import functools
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
 
@@ -17,9 +17,10 @@ from fastad.dali import Crops, Decoding, LoaderSpec, dali_crops
 from fastad.feed import planned
 from fastad.group import Workbench, step
 from fastad.objectives import find
-from fastad.pipeline import Source, out_hw, train_batches
+from fastad.pipeline import Batch, Source, Unmade, out_hw, train_batches
 from fastad.plan import WHOLE_BATCH, Plan
 from fastad.recipe import Recipe, parse
+from fastad.step_graph import Capture, StepGraphs
 from fastad.tune import fastest, values_to_try
 
 Work = Callable[[], Generator[int, None, None]]
@@ -77,6 +78,14 @@ def decoders_differ(streamed: Streamed, loader: LoaderSpec) -> int:
         with closing(_crops(streamed, replace(loader, hw_decoder_load=share))) as batches:
             first.append(next(batches))
     return max(int((one.pixels.int() - other.pixels.int()).abs().max()) for one, other in zip(*first, strict=True))
+
+
+def captured(batches: Iterable[Batch | Unmade], capture: Capture) -> Iterator[int]:
+    """The sizes of batches, whose images are made as in a captured step of training, but for the training."""
+    graphs = StepGraphs(capture)
+    for batch in batches:
+        graphs.step(lambda images, target: None, (), batch)
+        yield len(batch.row)
 
 
 def _crops(streamed: Streamed, loader: LoaderSpec) -> Generator[tuple[Crops, ...], None, None]:

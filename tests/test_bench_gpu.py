@@ -1,5 +1,6 @@
 """What is measured on a GPU beside batches: each work does what its name says, and figures are those of the rates."""
 
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
 from itertools import islice
@@ -9,10 +10,12 @@ import pytest
 import torch
 
 from fastad import bench_loader, tune
-from fastad.bench_gpu import Streamed, decoders_differ, fastest_loader, gpu_figures, gpu_works
+from fastad.bench_gpu import Streamed, captured, decoders_differ, fastest_loader, gpu_figures, gpu_works
 from fastad.bench_loader import CASES, SETS, measure_cases
-from fastad.dali import LoaderSpec
+from fastad.dali import Decoding, LoaderSpec
 from fastad.manifest import open_set
+from fastad.pipeline import Maker, Source, step_batches
+from fastad.resident import hold
 
 CPU = torch.device("cpu")
 BATCH = 4
@@ -52,6 +55,34 @@ def test_a_cpu_has_one_decoder_and_settings_of_its_own(streamed: Streamed, monke
     assert loader.threads in tune._values("threads", tune._machine(CPU)["cores"])
     assert (loader.prefetch, loader.hw_decoder_load) == (1, 0.65)
     assert decoders_differ(streamed, loader) == 0
+
+
+class AsItIs:
+    """In the place of a capture: the work itself, and how often it was run."""
+
+    def __init__(self) -> None:
+        self.runs = 0
+
+    def warm_up(self, work: Callable[[], None]) -> None:
+        self.runs += 1
+        work()
+
+    def capture(self, work: Callable[[], None]) -> Callable[[], None]:
+        return lambda: self.warm_up(work)
+
+
+def test_images_of_captured_batches_are_made_each_time(streamed: Streamed, monkeypatch: pytest.MonkeyPatch) -> None:
+    made, call = [], Maker.__call__
+    monkeypatch.setattr(Maker, "__call__", lambda self, packed: made.append(call(self, packed)) or made[-1])
+    sources = [
+        Source(source.reader, hold(source.origin, stream.rows, Decoding(streamed.spec, CPU, LoaderSpec())))
+        for stream, source in zip(streamed.plan.streams, streamed.sources, strict=True)
+    ]
+    capture = AsItIs()
+    with closing(step_batches(streamed.plan, sources, streamed.spec, CPU)) as batches:
+        assert list(captured(islice(batches, 6), capture)) == [2 * BATCH] * 6
+    assert capture.runs == len(made) == 6
+    assert not torch.equal(made[4], made[5])
 
 
 @pytest.mark.gpu
