@@ -10,10 +10,11 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 
 from fastad.augment import AugmentSpec
-from fastad.dali import Crops, Decoding, LoaderSpec, dali_crops
+from fastad.dali import Crops, Decoding, LoaderSpec, dali_crops, whole_images
 from fastad.feed import planned
 from fastad.group import Workbench, step
 from fastad.objectives import find
@@ -27,6 +28,9 @@ Work = Callable[[], Generator[int, None, None]]
 
 # The share of JPEGs that the hardware decoder gets, by who decodes then.
 DECODERS = {"hardware": 1.0, "cuda": 0.0}
+
+# More images than are decoded in any measurement.
+MANY = 2**21
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,12 +53,14 @@ def fastest_loader(streamed: Streamed) -> LoaderSpec:
 
 def gpu_works(name: str, network: str, streamed: Streamed, loader: LoaderSpec) -> dict[str, Work]:
     """What is measured, by what its rates are called: the images decoded and cropped only, as in the batches, by the
-    hardware decoder alone and by CUDA alone; and, where a network is named, its steps on the batches, and the same
-    steps on one batch over and over."""
+    hardware decoder alone and by CUDA alone; whole images by the hardware decoder, to tell whether it takes parts of
+    them; and, where a network is named, its steps on the batches, and the same steps on one batch over and over."""
     works: dict[str, Work] = {f"{name}_decoded": functools.partial(_decoded, streamed, loader)}
     for decoder, share in DECODERS.items():
         only = replace(loader, hw_decoder_load=share)
         works[f"{name}_decoded_by_{decoder}"] = functools.partial(_decoded, streamed, only)
+    hardware = replace(loader, hw_decoder_load=DECODERS["hardware"])
+    works[f"{name}_whole_by_hardware"] = functools.partial(_whole, streamed, hardware)
     if network:
         for key, replayed in ((f"{name}_trained", False), (f"{name}_trained_alone", True)):
             works[key] = functools.partial(_trained, network, streamed, loader, replayed)
@@ -64,7 +70,7 @@ def gpu_works(name: str, network: str, streamed: Streamed, loader: LoaderSpec) -
 def gpu_figures(name: str, medians: Mapping[str, float]) -> dict[str, float]:
     """The batches' share of what the hardware decoder can do alone, and the share of a training's time that goes on
     waiting for them."""
-    found = {f"{name}_to_hardware_ratio": round(medians[name] / medians[f"{name}_decoded_by_hardware"], 3)}
+    found = {f"{name}_to_hardware_ratio": round(medians[name] / medians[f"{name}_whole_by_hardware"], 3)}
     if f"{name}_trained" in medians:
         share = 1 - medians[f"{name}_trained"] / medians[f"{name}_trained_alone"]
         found[f"{name}_stall_share"] = round(max(0.0, share), 4)
@@ -99,6 +105,15 @@ def _decoded(streamed: Streamed, loader: LoaderSpec) -> Generator[int, None, Non
     with closing(_crops(streamed, loader)) as batches:
         for parts in batches:
             yield sum(len(part.rows) for part in parts)
+
+
+def _whole(streamed: Streamed, loader: LoaderSpec) -> Generator[int, None, None]:
+    spec, rows = replace(streamed.spec, resize_px=0), np.resize(streamed.plan.nominal.rows, MANY)
+    decoding = Decoding(spec, streamed.device, loader)
+    made = whole_images(streamed.sources[0].origin, rows, decoding, batch=streamed.plan.batch_size)
+    with closing(made) as batches:
+        for images in batches:
+            yield len(images)
 
 
 def _trained(network: str, streamed: Streamed, loader: LoaderSpec, replayed: bool) -> Generator[int, None, None]:

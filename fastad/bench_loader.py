@@ -93,8 +93,8 @@ def measure_cases(device: torch.device, repeats: int, names: Sequence[str] = ())
       GPU's.
 
     On a GPU, of JPEGs also (`fastad.bench_gpu`), with the loader settings that were found fastest (`…_loader`):
-    - `…_to_hardware_ratio`: the share of what the hardware decoder does alone (`…_decoded_by_hardware_images_per_s`);
-      `…_decoders_differ_levels`: by how much its pixels differ from those that CUDA decodes.
+    - `…_to_hardware_ratio`: the share of what the hardware decoder does alone, of whole images
+      (`…_whole_by_hardware_images_per_s`); `…_decoders_differ_levels`: by how much its pixels differ from CUDA's.
     - `photographs_stall_share`: of the time of training the paper's network for 224 px on these batches.
     """
     for name in names:
