@@ -6,26 +6,31 @@ Use: `works = gpu_works("photographs", "resnet18-cbam", stream, loader)`, then `
 """
 
 import functools
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 
 from fastad.augment import AugmentSpec
-from fastad.dali import Crops, Decoding, LoaderSpec, dali_crops
+from fastad.dali import Crops, Decoding, LoaderSpec, dali_crops, whole_images
 from fastad.feed import planned
 from fastad.group import Workbench, step
 from fastad.objectives import find
-from fastad.pipeline import Source, out_hw, train_batches
+from fastad.pipeline import Batch, Source, Unmade, out_hw, train_batches
 from fastad.plan import WHOLE_BATCH, Plan
 from fastad.recipe import Recipe, parse
+from fastad.step_graph import Capture, StepGraphs
 from fastad.tune import fastest, values_to_try
 
 Work = Callable[[], Generator[int, None, None]]
 
 # The share of JPEGs that the hardware decoder gets, by who decodes then.
 DECODERS = {"hardware": 1.0, "cuda": 0.0}
+
+# More images than are decoded in any measurement.
+MANY = 2**21
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,12 +53,14 @@ def fastest_loader(streamed: Streamed) -> LoaderSpec:
 
 def gpu_works(name: str, network: str, streamed: Streamed, loader: LoaderSpec) -> dict[str, Work]:
     """What is measured, by what its rates are called: the images decoded and cropped only, as in the batches, by the
-    hardware decoder alone and by CUDA alone; and, where a network is named, its steps on the batches, and the same
-    steps on one batch over and over."""
+    hardware decoder alone and by CUDA alone; whole images by the hardware decoder, to tell whether it takes parts of
+    them; and, where a network is named, its steps on the batches, and the same steps on one batch over and over."""
     works: dict[str, Work] = {f"{name}_decoded": functools.partial(_decoded, streamed, loader)}
     for decoder, share in DECODERS.items():
         only = replace(loader, hw_decoder_load=share)
         works[f"{name}_decoded_by_{decoder}"] = functools.partial(_decoded, streamed, only)
+    hardware = replace(loader, hw_decoder_load=DECODERS["hardware"])
+    works[f"{name}_whole_by_hardware"] = functools.partial(_whole, streamed, hardware)
     if network:
         for key, replayed in ((f"{name}_trained", False), (f"{name}_trained_alone", True)):
             works[key] = functools.partial(_trained, network, streamed, loader, replayed)
@@ -63,7 +70,7 @@ def gpu_works(name: str, network: str, streamed: Streamed, loader: LoaderSpec) -
 def gpu_figures(name: str, medians: Mapping[str, float]) -> dict[str, float]:
     """The batches' share of what the hardware decoder can do alone, and the share of a training's time that goes on
     waiting for them."""
-    found = {f"{name}_to_hardware_ratio": round(medians[name] / medians[f"{name}_decoded_by_hardware"], 3)}
+    found = {f"{name}_to_hardware_ratio": round(medians[name] / medians[f"{name}_whole_by_hardware"], 3)}
     if f"{name}_trained" in medians:
         share = 1 - medians[f"{name}_trained"] / medians[f"{name}_trained_alone"]
         found[f"{name}_stall_share"] = round(max(0.0, share), 4)
@@ -79,6 +86,14 @@ def decoders_differ(streamed: Streamed, loader: LoaderSpec) -> int:
     return max(int((one.pixels.int() - other.pixels.int()).abs().max()) for one, other in zip(*first, strict=True))
 
 
+def captured(batches: Iterable[Batch | Unmade], capture: Capture) -> Iterator[int]:
+    """The sizes of batches, whose images are made as in a captured step of training, but for the training."""
+    graphs = StepGraphs(capture)
+    for batch in batches:
+        graphs.step(lambda images, target: None, (), batch)
+        yield len(batch.row)
+
+
 def _crops(streamed: Streamed, loader: LoaderSpec) -> Generator[tuple[Crops, ...], None, None]:
     plan, spec = streamed.plan, streamed.spec
     wanted = [planned(plan, stream, spec, start_step=0, share=WHOLE_BATCH) for stream in plan.streams]
@@ -90,6 +105,15 @@ def _decoded(streamed: Streamed, loader: LoaderSpec) -> Generator[int, None, Non
     with closing(_crops(streamed, loader)) as batches:
         for parts in batches:
             yield sum(len(part.rows) for part in parts)
+
+
+def _whole(streamed: Streamed, loader: LoaderSpec) -> Generator[int, None, None]:
+    spec, rows = replace(streamed.spec, resize_px=0), np.resize(streamed.plan.nominal.rows, MANY)
+    decoding = Decoding(spec, streamed.device, loader)
+    made = whole_images(streamed.sources[0].origin, rows, decoding, batch=streamed.plan.batch_size)
+    with closing(made) as batches:
+        for images in batches:
+            yield len(images)
 
 
 def _trained(network: str, streamed: Streamed, loader: LoaderSpec, replayed: bool) -> Generator[int, None, None]:

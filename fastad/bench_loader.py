@@ -29,18 +29,19 @@ from torchvision.transforms import v2
 from fastad import shard
 from fastad.augment import AugmentSpec
 from fastad.bench import WARM_UP_BATCHES, plain_transforms, rate
-from fastad.bench_gpu import Streamed, Work, decoders_differ, fastest_loader, gpu_figures, gpu_works
+from fastad.bench_gpu import Streamed, Work, captured, decoders_differ, fastest_loader, gpu_figures, gpu_works
 from fastad.dali import Decoding, LoaderSpec
 from fastad.errors import unknown
 from fastad.listing import Converter
 from fastad.manifest import Manifest, Sample, open_set
-from fastad.pipeline import Source, train_batches
+from fastad.pipeline import Source, Unmade, step_batches
 from fastad.plan import ENDLESS_EPOCHS, Plan, Stream
 from fastad.progress import progress
 from fastad.reader import ShardReader
 from fastad.resident import hold
 from fastad.run import environment
 from fastad.seeds import generator
+from fastad.step_graph import CudaCapture
 
 BATCH = 128
 PHOTOGRAPHS, SMALL_IMAGES = 2_048, 20_000
@@ -92,8 +93,8 @@ def measure_cases(device: torch.device, repeats: int, names: Sequence[str] = ())
       GPU's.
 
     On a GPU, of JPEGs also (`fastad.bench_gpu`), with the loader settings that were found fastest (`…_loader`):
-    - `…_to_hardware_ratio`: the share of what the hardware decoder does alone (`…_decoded_by_hardware_images_per_s`);
-      `…_decoders_differ_levels`: by how much its pixels differ from those that CUDA decodes.
+    - `…_to_hardware_ratio`: the share of what the hardware decoder does alone, of whole images
+      (`…_whole_by_hardware_images_per_s`); `…_decoders_differ_levels`: by how much its pixels differ from CUDA's.
     - `photographs_stall_share`: of the time of training the paper's network for 224 px on these batches.
     """
     for name in names:
@@ -219,7 +220,7 @@ def _streamed(case: Case, manifest: Manifest, device: torch.device) -> Streamed:
 
 
 def _batches(case: Case, manifest: Manifest, device: torch.device, loader: LoaderSpec) -> Generator[int, None, None]:
-    """fastad's batches, without end; their sizes."""
+    """fastad's batches, without end; their sizes. Those of images that a GPU holds are made as in its training."""
     streamed = _streamed(case, manifest, device)
     plan, sources = streamed.plan, streamed.sources
     if case.resident:
@@ -228,9 +229,11 @@ def _batches(case: Case, manifest: Manifest, device: torch.device, loader: Loade
             Source(source.reader, hold(source.origin, stream.rows, decoding))
             for stream, source in zip(plan.streams, sources, strict=True)
         )
-    with closing(train_batches(plan, sources, case.spec, device, loader=loader)) as batches:
+    with closing(step_batches(plan, sources, case.spec, device, loader=loader)) as batches:
+        if case.resident and device.type == "cuda":
+            yield from captured(batches, CudaCapture())
         for batch in batches:
-            yield len(batch.row)
+            yield len(batch.made().row if isinstance(batch, Unmade) else batch.row)
 
 
 def _reads(manifest: Manifest) -> Generator[int, None, None]:

@@ -6,6 +6,7 @@ Use: `for crops in dali_crops(origins, wanted, Decoding(spec, device, LoaderSpec
 """
 
 import itertools
+import os
 import warnings
 from collections import defaultdict
 from collections.abc import Generator, Iterable, Iterator, Sequence
@@ -51,14 +52,21 @@ class LoaderSpec:
         return [item.name for item in fields(self) if item.name in TUNED and getattr(self, item.name) == item.default]
 
     def settled(self, device: torch.device) -> "LoaderSpec":
-        """With values for what is left open: as many threads as PyTorch has; DALI's own defaults on a GPU; and on a
-        CPU one batch, as what is decoded meanwhile takes the cores from what finishes images (README, Development)."""
+        """With values for what is left open: as many threads as PyTorch has, or on a GPU under torchrun, which gives
+        PyTorch one, a process's part of the cores; DALI's own defaults on a GPU; and on a CPU one batch, as what is
+        decoded meanwhile takes the cores from what finishes images (README, Development)."""
+        shared = device.type == "cuda" and "LOCAL_WORLD_SIZE" in os.environ
         values: dict[str, Any] = {
-            "threads": torch.get_num_threads(),
+            "threads": cores_here() if shared else torch.get_num_threads(),
             "prefetch": 2 if device.type == "cuda" else 1,
             "hw_decoder_load": 0.65,
         }
         return replace(self, **{name: values[name] for name in self.left_open()})
+
+
+def cores_here() -> int:
+    """The cores of this process; of several on a machine, whose number torchrun tells, each has its part of them."""
+    return max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 """What a shard set holds, as columns.
 
 Owns the set's files beside its shards: `manifest.json` and the memory-mapped columns in `samples/`. Writing tars is
-`fastad.shard`'s, choosing rows is `fastad.view`'s; neither torch nor DALI is needed here.
+`fastad.write`'s, choosing rows is `fastad.view`'s; neither torch nor DALI is needed here.
 Use: `manifest = open_set(Path("shards/digits"))`, then `manifest.class_index[rows]`.
 """
 

@@ -7,7 +7,6 @@ Use: `loader = Tuner(recipe, device, runs=30).loader(plan, sources)`.
 import hashlib
 import itertools
 import json
-import os
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing
@@ -18,7 +17,7 @@ from typing import Any
 import torch
 
 from fastad.augment import AugmentSpec
-from fastad.dali import TUNED, Decoding, LoaderSpec, dali_crops
+from fastad.dali import TUNED, Decoding, LoaderSpec, cores_here, dali_crops
 from fastad.errors import FastadError
 from fastad.feed import planned
 from fastad.files import cache_home, locked, write_json
@@ -92,11 +91,11 @@ def _choose(recipe: Recipe, plan: Plan, decoded: Decoded, device: torch.device, 
 
 
 def _machine(device: torch.device) -> dict[str, Any]:
-    """What decodes; of several ranks on a machine, whose number torchrun tells, each has its part of the cores."""
+    """What decodes."""
     found = environment(device)
     return {
         "processor": found["processor"],
-        "cores": max(1, found["cores"] // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))),
+        "cores": cores_here(),
         "device": found["device"],
         "dali": [version for name, version in found["packages"].items() if name.startswith("nvidia-dali")],
     }

@@ -236,6 +236,16 @@ def test_the_headers_of_a_row_are_walked_once(damaged: Manifest, monkeypatch: py
     assert not any(source.faults.checked[row_of(damaged, index)] for source in sources for index in BAD)
 
 
+def test_headers_are_walked_to_their_end_however_short_the_file_is(damaged: Manifest) -> None:
+    from fastad.faults import _has_headers
+
+    whole = ShardReader(damaged).files(np.array([row_of(damaged, 0)]))[0].tobytes()
+    scan = whole.index(b"\xff\xda")
+    assert [_has_headers(whole[:stop]) for stop in range(2, scan + 2)] == [False] * scan
+    assert _has_headers(whole[: scan + 2])
+    assert _has_headers(whole[:2] + b"\xff\xff" + whole[2:])
+
+
 @pytest.mark.parametrize("executor", ["dali", "resident"])
 def test_a_stream_in_which_all_images_are_bad_stops(executor: str, tmp_path: Path) -> None:
     manifest = make_set(tmp_path, "hopeless", dict.fromkeys(range(8), half), count=8)

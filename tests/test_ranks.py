@@ -268,6 +268,22 @@ def test_a_run_goes_on_with_another_number_of_processes(tiny: Recipe, home: Path
     assert_near(scores(done / "whole"), scores(out), 0.02)
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA GPUs")
+def test_two_gpus_train_as_one(tiny: Recipe, home: Path, tmp_path: Path) -> None:
+    """By NCCL, each process on the GPU of its number. Convolutions in TF32, of other sizes and so by other kernels,
+    differ by 1e-3; ten steps of Adam make more of that than of float32's rounding."""
+    (tmp_path / "tiny.toml").write_text(dump(tiny))
+    asked = ("--class", "middle", "--shards", home, "--device", "cuda", "--set", "train.precision=float32", "--json")
+    finished = torchrun(*FASTAD, tmp_path / "tiny.toml", "--out", tmp_path / "two", *asked)
+    assert finished.returncode == 0, finished.stderr
+    recipe = replace(tiny, train=replace(tiny.train, precision="float32"))
+    train(recipe, shards=home, out=tmp_path / "one", device=torch.device("cuda", 0), classes=["middle"])
+    assert_near(scores(tmp_path / "one"), scores(tmp_path / "two"), 0.1)
+    for run in find_runs([tmp_path / "two"]):
+        assert json.loads(run.result.read_bytes())["environment"]["processes"] == 2
+
+
 def test_a_batch_that_does_not_divide_is_one_line(done: Path, home: Path, tmp_path: Path) -> None:
     asked = ("--set", "data.batch_oe=15", "--shards", home, "--out", tmp_path / "out")
     with two_processes(*FASTAD, done / "tiny.toml", *asked) as processes:
