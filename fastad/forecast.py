@@ -119,14 +119,17 @@ def _expected(
 
 def forecast_text(found: Forecast) -> str:
     """The forecast for people."""
-    several = "s" * (len(found.points) > 1)
+    grid = (
+        *(_counted(len(found.points), "point"), _counted(found.classes, "class", "classes")),
+        *(_counted(found.seeds, "seed"), _counted(len(found.objectives), "objective")),
+    )
+    trainings = found.groups * len(found.objectives)
     lines = [
-        f"{found.experiment}: recipe {found.recipe}; {len(found.points)} point{several} × {found.classes} classes × "
-        f"{found.seeds} seeds × {len(found.objectives)} objectives ({', '.join(found.objectives)})",
-        f"{found.groups * len(found.objectives):,} trainings in {found.groups:,} groups, {found.done:,} finished",
+        f"{found.experiment}: recipe {found.recipe}; {' × '.join(grid)} ({', '.join(found.objectives)})",
+        f"{_counted(trainings, 'training')} in {_counted(found.groups, 'group')}, {found.done:,} finished",
     ]
     for label, (groups, done) in found.points.items():
-        lines.append(f"  {label or 'the recipe as it is'}: {groups} groups, {done} finished")
+        lines.append(f"  {label or 'the recipe as it is'}: {_counted(groups, 'group')}, {done:,} finished")
     lines += [f"missing: {name}; make it with {command}" for name, command in found.missing.items()]
     if found.groups == found.done:
         lines.append("nothing is left to do")
@@ -137,10 +140,14 @@ def forecast_text(found: Forecast) -> str:
         )
     else:
         lines.append(
-            f"estimate: {duration(found.seconds_left)} for {found.groups - found.done:,} groups on {found.workers} "
-            f"worker{'s' * (found.workers > 1)}, at {found.seconds_a_group:,.1f} s a group ({found.rests_on})"
+            f"estimate: {duration(found.seconds_left)} for {_counted(found.groups - found.done, 'group')} on "
+            f"{_counted(found.workers, 'worker')}, at {found.seconds_a_group:,.1f} s a group ({found.rests_on})"
         )
     return "\n".join(lines)
+
+
+def _counted(number: int, one: str, several: str = "") -> str:
+    return f"{number:,} {one if number == 1 else several or f'{one}s'}"
 
 
 @dataclass(frozen=True, slots=True)

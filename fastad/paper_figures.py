@@ -68,8 +68,12 @@ MNIST_CLASSES = PanelSpec("mnist-oe-classes", "MNIST, OE EMNIST letters", CLASSE
 CIFAR_CLASSES = PanelSpec("cifar10-oe-classes", "CIFAR-10, OE CIFAR-100", CLASSES)
 MEAN_IN, CLASS_IN = (4.4, 3.0), (2.6, 2.1)
 BAND = "Mean over seeds, in a band from the lowest to the highest."
-OE_IMAGE = "Shown blurred: an OE image, as the network gets it at each σ."
-TEST_IMAGE = "Shown blurred: a test image, as these results are older than those that keep an OE image."
+# The titles of blurred images, and notes.
+OE_IMAGE = "an OE image, blurred", "The OE image is shown as the network gets it at each σ."
+TEST_IMAGE = (
+    "a test image, blurred",
+    "The image is a test image: these results are older than those that keep an OE image.",
+)
 
 FIGURES: Mapping[int, FigureSpec] = {
     2: FigureSpec(
@@ -210,13 +214,14 @@ def _blur_strip(panel: PanelSpec, values: Sequence[str], runs: Sequence[Run]) ->
     run = next((run for run in runs if run.recipe.name.startswith(f"{panel.experiment}/")), None)
     if run is None or not run.examples.is_file():
         return None
-    spec, note, image = run.recipe.augment, OE_IMAGE, read_oe_image(run)
+    spec, (title, note), image = run.recipe.augment, OE_IMAGE, read_oe_image(run)
     seen_px = spec.crop_px
     if image is None:
-        note, image, seen_px = TEST_IMAGE, read_examples(run)["lowest"].images[0], spec.resize_px
+        title, note = TEST_IMAGE
+        image, seen_px = read_examples(run)["lowest"].images[0], spec.resize_px
     # Examples of photographs are smaller than what the network gets.
     scale = image.shape[0] / (seen_px or image.shape[0])
-    return _Strip(blurred(image, {value: scale * float(value) for value in values}, "the blur"), note)
+    return _Strip(blurred(image, {value: scale * float(value) for value in values}, title), note)
 
 
 def grid_figure(found: Measured, experiment: str) -> ReportFigure | None:

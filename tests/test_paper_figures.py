@@ -100,14 +100,15 @@ def test_the_blur_is_shown_on_an_oe_image_or_on_a_test_image_where_results_hold_
     make_experiment(tmp_path, experiment, classes=1, seeds=1, with_files=True)
     runs = finished_runs([tmp_path])
     figure = figures(runs)[name]
-    assert figure.drawings[1].title == "the blur" and "a test image, as these results are older" in figure.note
+    assert figure.drawings[1].title == "a test image, blurred" and "these results are older" in figure.note
     half = np.zeros((side, side, 1), np.uint8)
     half[:, side // 2 :] = 255
     for run, _ in runs:
         with np.load(run.examples) as columns:
             np.savez(run.examples, **dict(columns), oe_image=half)
     figure = figures(runs)[name]
-    assert "an OE image, as the network gets it at each σ" in figure.note and "test image" not in figure.note
+    assert figure.drawings[1].title == "an OE image, blurred"
+    assert "as the network gets it at each σ" in figure.note and "test image" not in figure.note
     axes = Figure().subplots()
     figure.drawings[1].paint(axes)
     shown = [image.get_array() for image in axes.images]
