@@ -85,4 +85,4 @@ def _print_costs(shards: Path, out: Path, as_json: bool) -> None:
     from fastad.forecast import costs, costs_text
 
     found = costs(shards, out)
-    print(json.dumps([dataclasses.asdict(each) for each in found]) if as_json else costs_text(found))
+    print(json.dumps(dataclasses.asdict(found)) if as_json else costs_text(found))

@@ -118,4 +118,4 @@ def coverage_table(covered: Iterable[Coverage], shows: Mapping[str, str], out: P
         if not found.is_whole
     )
     note = "What is shown of these experiments rests on what there is; the command trains the rest."
-    return Table("What is missing", ("experiment", "for", "trainings", "command"), rows, note)
+    return Table("What is missing", ("experiment", "for", "trainings", "command"), rows, note, words=frozenset({0, 2}))

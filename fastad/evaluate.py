@@ -16,6 +16,7 @@ from PIL import Image, ImageOps
 from scipy import stats
 from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
+from fastad.augment import AugmentSpec, place
 from fastad.errors import FastadError
 from fastad.files import write_bytes, write_json
 from fastad.manifest import Manifest
@@ -191,8 +192,11 @@ class Strip(NamedTuple):
     score: np.ndarray
 
 
-def write_examples(run: Run, reader: ShardReader, rows: np.ndarray, scores: Scores) -> None:
-    """Writes `examples.npz`: of each of `STRIPS`, the images that a report shows, with their scores and classes."""
+def write_examples(
+    run: Run, reader: ShardReader, rows: np.ndarray, scores: Scores, oe: np.ndarray | None = None
+) -> None:
+    """Writes `examples.npz`: of each of `STRIPS`, the images that a report shows, with their scores and classes; and an
+    OE image, uint8 [H, W, C], as `network_view` gives it, where the run has any."""
     order = np.argsort(scores.score, kind="stable")
     anomalous = scores.target[order] == 1
     strips = {
@@ -201,7 +205,7 @@ def write_examples(run: Run, reader: ShardReader, rows: np.ndarray, scores: Scor
         "nominal_highest": order[~anomalous][::-1][:EXAMPLES],
         "anomalous_lowest": order[anomalous][:EXAMPLES],
     }
-    columns = {}
+    columns = {} if oe is None else {"oe_image": oe}
     for name, places in strips.items():
         columns[f"{name}_images"] = _shown(reader, rows[places])
         columns[f"{name}_class"] = scores.class_name[places]
@@ -222,6 +226,15 @@ def read_examples(run: Run) -> dict[str, Strip]:
         raise unreadable(run, run.examples, error) from error
 
 
+def read_oe_image(run: Run) -> np.ndarray | None:
+    """The OE image of an evaluated run, uint8 [H, W, C]; None where it has none, as older results have not."""
+    try:
+        with open(run.examples, "rb") as file, np.load(file) as columns:
+            return columns.get("oe_image")
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise unreadable(run, run.examples, error) from error
+
+
 def unreadable(run: Run, path: Path, error: Exception) -> FastadError:
     """The error for a file of a finished run that is missing or damaged."""
     return FastadError(
@@ -236,3 +249,20 @@ def _shown(reader: ShardReader, rows: np.ndarray) -> np.ndarray:
         return reader.pixels(rows)
     pictures = (Image.fromarray(reader.image(row).squeeze()).convert("RGB") for row in rows.tolist())
     return np.stack([np.asarray(ImageOps.fit(picture, (SHOWN_PX, SHOWN_PX))) for picture in pictures])
+
+
+def network_view(reader: ShardReader, row: int, spec: AugmentSpec) -> np.ndarray:
+    """An image as networks see it that is neither augmented nor normalised, uint8 [H, W, C]: resized, cropped from the
+    middle, and to be shown, reduced to `SHOWN_PX` if it is larger."""
+    (image,) = reader.arrays(np.array([row]))
+    geometry = place(spec, None, *np.array(image.shape[:2])[:, None])
+    (height, width), (top, left), out = geometry.size_hw[0].tolist(), geometry.start[0].tolist(), geometry.out_hw
+    picture = Image.fromarray(image.squeeze())
+    if reader.manifest.common_shape_hwc is None:
+        picture = picture.convert("RGB")
+    if picture.size != (width, height):
+        picture = picture.resize((width, height), Image.Resampling.BILINEAR)
+    picture = picture.crop((left, top, left + out[1], top + out[0]))
+    picture.thumbnail((SHOWN_PX, SHOWN_PX))
+    shown = np.asarray(picture)
+    return shown if shown.ndim == 3 else shown[..., None]

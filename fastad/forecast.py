@@ -1,29 +1,27 @@
 """What an experiment will cost, and what it still lacks, before anything is trained.
 
-Owns the estimates and what they rest on: groups that were measured, else rates that are assumed and said to be.
+Owns the estimates, and the words that say of each figure whether it was measured or is assumed; rates are
+`fastad.rates`'.
 Use: `forecast(find_experiment("smoke"), shards=home, out=Path("runs"), room=Room())`, `costs(home, Path("runs"))`.
 """
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
+from statistics import median, mode
+from typing import NamedTuple
 
 from fastad.experiment import Experiment, experiment_names, find_experiment
 from fastad.listing import find_converter
 from fastad.manifest import MANIFEST, open_set
 from fastad.progress import duration
+from fastad.rates import ASSUMED, GPU, GroupTime, Rate, assumed_rate, group_times, rate_of
 from fastad.recipe import Recipe
 from fastad.sweep import Room, folder_of, groups_of, known_classes, layout, missing_sets, recipes_of
-from fastad.sweep_queue import Group
-from fastad.sweep_watch import Measured, Watch
+from fastad.sweep_watch import Watch
 
-# Milliseconds for a step of one objective on an H100 where no group has been measured on one: what `fastad bench step`
-# is to reach there, not what it has reached. The MNIST LeNet is smaller than CIFAR-10's and taken as that.
-ASSUMED_MS = {"cifar-lenet": 0.28, "mnist-lenet": 0.28, "resnet18-cbam": 18.3}
-GPU, GPUS_A_NODE = "H100", 8
-
+GPUS_A_NODE = 8
 PAPER_RECIPES = ("cifar10", "imagenet30", "mnist")
 
 
@@ -31,8 +29,9 @@ PAPER_RECIPES = ("cifar10", "imagenet30", "mnist")
 class Forecast:
     """What is known of a sweep beforehand. `points`: of each label, the groups and how many of them are finished.
 
-    `seconds_a_group`: the median of `measured` groups on `device`, and `seconds_left` with that many `workers`; None
-    where no group has been measured. `missing`: sets, with the commands that make them.
+    `seconds_a_group`: from `measured` groups on `device`, this experiment's own or, as `rests_on` says, others of its
+    network; `seconds_left` with that many `workers`; None where no group has been measured. `missing`: sets, with the
+    commands that make them.
     """
 
     experiment: str
@@ -45,6 +44,7 @@ class Forecast:
     workers: int
     device: str
     measured: int
+    rests_on: str
     seconds_a_group: float | None
     seconds_left: float | None
 
@@ -67,11 +67,9 @@ def forecast(experiment: Experiment, *, shards: Path, out: Path, room: Room, cha
         count, done = points[group.point]
         points[group.point] = count + 1, done + (group.name in watch.done)
     found = layout(room, max(1, watch.left))
-    devices = [each.device for each in watch.measured]
-    device = max(set(devices), key=devices.count) if devices else ""
-    seconds = [each.seconds for each in watch.measured if each.device == device]
-    typical = median(seconds) if seconds else None
     recipes = recipes_of(experiment, changes)
+    times = [each for each in group_times(out) if (each.device == "cpu") == (found.device == "cpu")]
+    expected = _expected(experiment, recipes[0], times, shards, out)
     return Forecast(
         experiment=experiment.name,
         recipe=experiment.recipe,
@@ -81,96 +79,140 @@ def forecast(experiment: Experiment, *, shards: Path, out: Path, room: Room, cha
         objectives=experiment.objectives,
         missing=missing_sets(recipes, shards),
         workers=found.workers,
-        device=device,
-        measured=len(seconds),
-        seconds_a_group=typical,
-        seconds_left=None if typical is None else typical * math.ceil(watch.left / found.workers),
+        device=expected.device if expected else "",
+        measured=expected.groups if expected else 0,
+        rests_on=expected.rests_on if expected else "",
+        seconds_a_group=expected.seconds if expected else None,
+        seconds_left=expected.seconds * math.ceil(watch.left / found.workers) if expected else None,
     )
+
+
+class _Expected(NamedTuple):
+    """What a group of an experiment is to take, and what that rests on."""
+
+    seconds: float
+    device: str
+    groups: int
+    rests_on: str
+
+
+def _expected(
+    experiment: Experiment, recipe: Recipe, times: Sequence[GroupTime], shards: Path, out: Path
+) -> _Expected | None:
+    """From the experiment's own groups, else from those of its network; of the device that most of them had."""
+    size = len(experiment.objectives)
+    own = [each for each in times if each.experiment == experiment.name and each.objectives == size]
+    fitting = own or [each for each in times if each.network == recipe.network]
+    if not fitting:
+        return None
+    device = mode(each.device for each in fitting)
+    if own:
+        seconds = [each.seconds for each in own if each.device == device]
+        return _Expected(median(seconds), device, len(seconds), f"measured, median of {len(seconds):,} on {device}")
+    rate = rate_of(recipe.network, size, [each for each in fitting if each.device == device], out)
+    if rate is None:
+        return None
+    steps = steps_of(recipe, shards)
+    why = f"{steps:,} steps of {1e3 * rate.step_s:.2f} ms, {rate.basis} on other experiments: {rate.rests_on}"
+    return _Expected(steps * rate.step_s, device, rate.groups, why)
 
 
 def forecast_text(found: Forecast) -> str:
     """The forecast for people."""
-    several = "s" * (len(found.points) > 1)
+    grid = (
+        *(_counted(len(found.points), "point"), _counted(found.classes, "class", "classes")),
+        *(_counted(found.seeds, "seed"), _counted(len(found.objectives), "objective")),
+    )
+    trainings = found.groups * len(found.objectives)
     lines = [
-        f"{found.experiment}: recipe {found.recipe}; {len(found.points)} point{several} × {found.classes} classes × "
-        f"{found.seeds} seeds × {len(found.objectives)} objectives ({', '.join(found.objectives)})",
-        f"{found.groups * len(found.objectives):,} trainings in {found.groups:,} groups, {found.done:,} finished",
+        f"{found.experiment}: recipe {found.recipe}; {' × '.join(grid)} ({', '.join(found.objectives)})",
+        f"{_counted(trainings, 'training')} in {_counted(found.groups, 'group')}, {found.done:,} finished",
     ]
     for label, (groups, done) in found.points.items():
-        lines.append(f"  {label or 'the recipe as it is'}: {groups} groups, {done} finished")
+        lines.append(f"  {label or 'the recipe as it is'}: {_counted(groups, 'group')}, {done:,} finished")
     lines += [f"missing: {name}; make it with {command}" for name, command in found.missing.items()]
-    if found.seconds_a_group is None or found.seconds_left is None:
-        lines.append("estimate: none, no group of this experiment has been measured in this folder yet")
+    if found.groups == found.done:
+        lines.append("nothing is left to do")
+    elif found.seconds_a_group is None or found.seconds_left is None:
+        lines.append(
+            "estimate: none, as no group of its network has been measured in this folder yet; "
+            f"fastad train {found.recipe} --dry-run measures some steps now"
+        )
     else:
         lines.append(
-            f"estimate: {duration(found.seconds_left)} for {found.groups - found.done:,} groups on {found.workers} "
-            f"workers, at {found.seconds_a_group:.1f} s a group (median of {found.measured}, on {found.device})"
+            f"estimate: {duration(found.seconds_left)} for {_counted(found.groups - found.done, 'group')} on "
+            f"{_counted(found.workers, 'worker')}, at {found.seconds_a_group:,.1f} s a group ({found.rests_on})"
         )
     return "\n".join(lines)
 
 
+def _counted(number: int, one: str, several: str = "") -> str:
+    return f"{number:,} {one if number == 1 else several or f'{one}s'}"
+
+
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """Of one experiment on one GPU. `rests_on`: which rate it was reckoned with."""
+    """Of one experiment on one GPU. `basis`: whether its rate was measured, scaled or is assumed (`fastad.rates`), and
+    `rests_on` the rate in words."""
 
     experiment: str
     trainings: int
     groups: int
     steps: int
     hours: float
+    basis: str
     rests_on: str
 
 
 @dataclass(frozen=True, slots=True)
-class _Rates:
-    """Seconds a step of a group, by network and number of objectives, as measured on the GPU."""
+class Costs:
+    """Of all experiments. `elsewhere`: rates that were measured on other devices, and that no cost rests on."""
 
-    seconds: dict[tuple[str, int], list[float]] = field(default_factory=dict)
+    experiments: tuple[Cost, ...]
+    elsewhere: tuple[str, ...]
 
-    def of(self, network: str, objectives: int) -> tuple[float, str]:
-        """The rate, and what it rests on."""
-        name = f"{network}, groups of {objectives}"
-        if (measured := self.seconds.get((network, objectives))) is not None:
-            step_s = median(measured)
-            return step_s, f"{name}: {1e3 * step_s:.2f} ms a step, median of {len(measured)} groups on one {GPU}"
-        step_s = ASSUMED_MS[network] / 1e3 * objectives
-        return step_s, f"{name}: {1e3 * step_s:.2f} ms a step, assumed: no such group was measured on an {GPU} yet"
+    @property
+    def trainings(self) -> int:
+        return sum(each.trainings for each in self.experiments)
+
+    def hours(self, *bases: str) -> float:
+        """In all, or of the experiments whose rates have such a basis."""
+        return sum(each.hours for each in self.experiments if not bases or each.basis in bases)
 
 
-def costs(shards: Path, out: Path) -> list[Cost]:
+def costs(shards: Path, out: Path) -> Costs:
     """Of every experiment of the paper's on images, on one H100, from the groups measured in `out`."""
     experiments = [find_experiment(name) for name in experiment_names()]
-    experiments = [each for each in experiments if each.recipe in PAPER_RECIPES]
-    groups = {each.name: groups_of(each, shards) for each in experiments}
-    rates = _Rates()
+    times, found = group_times(out), []
+    meant = [each for each in times if GPU in each.device]
     for experiment in experiments:
-        for measured in _measured(experiment, groups[experiment.name], out):
-            if GPU in measured.device:
-                key = measured.group.recipe.network, len(experiment.objectives)
-                rates.seconds.setdefault(key, []).append(measured.seconds / measured.steps)
-    found = []
-    for experiment in experiments:
-        each = groups[experiment.name]
-        step_s, rests_on = rates.of(each[0].recipe.network, len(experiment.objectives))
-        steps = steps_of(each[0].recipe, shards)
-        hours = len(each) * steps * step_s / 3600
-        found.append(
-            Cost(
-                experiment=experiment.name,
-                trainings=len(each) * len(experiment.objectives),
-                groups=len(each),
-                steps=steps,
-                hours=hours,
-                rests_on=rests_on,
-            )
+        if experiment.recipe not in PAPER_RECIPES:
+            continue
+        groups, size = groups_of(experiment, shards), len(experiment.objectives)
+        recipe = groups[0].recipe
+        rate = rate_of(recipe.network, size, meant, out) or assumed_rate(recipe.network, size, out)
+        steps = steps_of(recipe, shards)
+        cost = Cost(
+            experiment=experiment.name,
+            trainings=len(groups) * size,
+            groups=len(groups),
+            steps=steps,
+            hours=len(groups) * steps * rate.step_s / 3600,
+            basis=rate.basis,
+            rests_on=_line(recipe.network, size, rate),
         )
-    return found
+        found.append(cost)
+    others = dict.fromkeys((each.device, each.network, each.objectives) for each in times if GPU not in each.device)
+    elsewhere = []
+    for device, network, size in others:
+        there = [each for each in times if each.device == device]
+        if (measured := rate_of(network, size, there, out)) is not None:
+            elsewhere.append(_line(network, size, measured))
+    return Costs(tuple(found), tuple(elsewhere))
 
 
-def _measured(experiment: Experiment, groups: Iterable[Group], out: Path) -> list[Measured]:
-    watch = Watch(experiment.name, groups, out, folder_of(experiment, out))
-    watch.read()
-    return watch.measured
+def _line(network: str, objectives: int, rate: Rate) -> str:
+    return f"{network}, groups of {objectives}: {1e3 * rate.step_s:.2f} ms a step, {rate.basis}: {rate.rests_on}"
 
 
 def steps_of(recipe: Recipe, shards: Path) -> int:
@@ -183,21 +225,37 @@ def steps_of(recipe: Recipe, shards: Path) -> int:
     return recipe.optim.epochs * (images // len(known_classes(name, shards)) // recipe.data.batch_nominal)
 
 
-def costs_text(found: Sequence[Cost]) -> str:
+def costs_text(found: Costs) -> str:
     """The costs as a table, with their sum and what they rest on."""
-    width = max(len(each.experiment) for each in found)
-    lines = [f"{'experiment':{width}}  trainings  groups  steps  hours on one {GPU}  on a node of {GPUS_A_NODE}"]
-    for each in found:
+    width = max(len(each.experiment) for each in found.experiments)
+    lines = [f"{'experiment':{width}}  trainings  groups  steps  on one {GPU}  on {GPUS_A_NODE} of them  rate"]
+    for each in found.experiments:
         lines.append(
             f"{each.experiment:{width}}  {each.trainings:9,}  {each.groups:6,}  {each.steps:5,}  "
-            f"{each.hours:17.1f}  {each.hours / GPUS_A_NODE:14.1f}"
+            f"{_time(each.hours):>11}  {_time(each.hours / GPUS_A_NODE):>12}  {each.basis}"
         )
-    trainings, hours = sum(each.trainings for each in found), sum(each.hours for each in found)
+    hours, assumed = found.hours(), found.hours(ASSUMED)
     lines.append(
-        f"The paper's {trainings:,} trainings: {hours:.0f} h on one {GPU}, {hours / GPUS_A_NODE:.1f} h on eight."
+        f"The paper's {found.trainings:,} trainings: {_time(hours)} on one {GPU}, {_time(hours / GPUS_A_NODE)} on a "
+        f"node of {GPUS_A_NODE}; {_share(hours - assumed, hours)} of that rests on groups measured on an {GPU}, "
+        f"{_share(assumed, hours)} on assumed rates."
     )
+    lines.append("Rates:")
+    lines += [f"  {line}" for line in dict.fromkeys(each.rests_on for each in found.experiments)]
     lines.append(
-        "Rests on (groups are independent, so eight GPUs take an eighth; loading and testing count if measured):"
+        "Measured rates count all that a worker does for a group, assumed ones its training steps alone. Groups need "
+        f"nothing of each other, so {GPUS_A_NODE} GPUs take an eighth. What a worker does once is not counted: it "
+        "starts and compiles in 15 to 90 s."
     )
-    lines += [f"  {line}" for line in dict.fromkeys(each.rests_on for each in found)]
+    if found.elsewhere:
+        lines.append("Measured on other devices, and used for no figure above:")
+        lines += [f"  {line}" for line in found.elsewhere]
     return "\n".join(lines)
+
+
+def _time(hours: float) -> str:
+    return duration(3600 * hours)
+
+
+def _share(part: float, whole: float) -> str:
+    return f"{100 * part / whole:.0f} %"

@@ -14,7 +14,7 @@ from fastad.tables import Row, Table, regime_spans
 def markdown(table: Table) -> str:
     """The table as GitHub shows it; what stands below a figure comes on lines of its own within the cell."""
     names = [_joined(lines) for lines in _header(table)]
-    lines = [names, ["---", *("---:" for _ in names[1:])]]
+    lines = [names, ["---", *("---" if column in table.words else "---:" for column, _ in enumerate(names[1:]))]]
     for row in table.rows:
         cells = []
         for column, cell in enumerate(row.cells):

@@ -17,6 +17,7 @@ from fastad.evaluate import (
     Scores,
     describe,
     measure,
+    network_view,
     score_batches,
     write_examples,
     write_replaced,
@@ -73,8 +74,16 @@ def _write_files(task: Task, training: Training, seen: Sequence[Source], rows: n
     run = training.run
     write_bytes(run.model, tensor_bytes(training.member.model.state_dict()))
     write_scores(run, scores)
-    write_examples(run, task.sets.nominal, rows, scores)
+    write_examples(run, task.sets.nominal, rows, scores, _oe_image(task, seen))
     write_replaced(run, seen)
+
+
+def _oe_image(task: Task, seen: Sequence[Source]) -> np.ndarray | None:
+    """The first OE image of the seed that decodes, None for a training without OE."""
+    if len(seen) < 2:
+        return None
+    row = seen[1].faults.replaced(int(task.plan.oe[0].rows[0]))
+    return network_view(seen[1].reader, row, task.recipe.augment)
 
 
 def _result(

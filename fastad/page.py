@@ -179,13 +179,19 @@ def _table(table: Table, anchors: Mapping[str, str], *, has_title: bool = True) 
     """A table that scrolls within its own container; labels that have an anchor link to it."""
     spans = "".join(f'<th colspan="{width}">{escape(name)}</th>' for name, width in regime_spans(table))
     regimes = f'<tr class="regimes"><th></th>{spans}</tr>' if spans else ""
-    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in table.header)
+    head = "".join(
+        f'<th scope="col"{_WORDS * (column in table.words)}>{escape(name)}</th>'
+        for column, name in enumerate(table.header, start=-1)
+    )
     lines = []
     for row in table.rows:
         label = escape(row.label)
         if row.label in anchors and not row.is_mean:
             label = f'<a href="#{anchors[row.label]}">{label}</a>'
-        cells = "".join(_cell(cell, is_best=column in row.best) for column, cell in enumerate(row.cells))
+        cells = "".join(
+            _cell(cell, is_best=column in row.best, is_words=column in table.words)
+            for column, cell in enumerate(row.cells)
+        )
         lines.append(f'<tr class="{"mean" if row.is_mean else "single"}"><th scope="row">{label}</th>{cells}</tr>')
     title = escape(table.title)
     note = f'<p class="note">{escape(table.note)}</p>' if table.note else ""
@@ -197,12 +203,16 @@ def _table(table: Table, anchors: Mapping[str, str], *, has_title: bool = True) 
     )
 
 
-def _cell(cell: Cell, is_best: bool) -> str:
+_WORDS = ' class="words"'
+
+
+def _cell(cell: Cell, *, is_best: bool, is_words: bool) -> str:
     lines = [f"<span>{escape(cell.figure)}</span> <small>{escape(cell.interval)}</small>"]
     for place, line in enumerate(cell.below, start=1):
         flagged = cell.flagged and place == len(cell.below)
         lines.append(f'<small class="{"flagged" if flagged else "below"}">{escape(line)}</small>')
-    return f'<td class="{"best" if is_best else "figure"}">{"".join(lines)}</td>'
+    kind = "words" if is_words else "best" if is_best else "figure"
+    return f'<td class="{kind}">{"".join(lines)}</td>'
 
 
 def _sections(sections: Sequence[Section], anchors: Mapping[str, str]) -> Iterator[str]:

@@ -6,10 +6,11 @@ Use: `for figure in paper_figures(measured(results), runs): save(figure.drawings
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from fastad.coverage import classes_of
 from fastad.drawing import Drawing
-from fastad.evaluate import read_examples
+from fastad.evaluate import read_examples, read_oe_image
 from fastad.experiment import Experiment, find_experiment
 from fastad.figures import blurred, curves
 from fastad.measured import Measured, Place, Values, class_means
@@ -67,7 +68,12 @@ MNIST_CLASSES = PanelSpec("mnist-oe-classes", "MNIST, OE EMNIST letters", CLASSE
 CIFAR_CLASSES = PanelSpec("cifar10-oe-classes", "CIFAR-10, OE CIFAR-100", CLASSES)
 MEAN_IN, CLASS_IN = (4.4, 3.0), (2.6, 2.1)
 BAND = "Mean over seeds, in a band from the lowest to the highest."
-TEST_IMAGE = "Results hold no OE images: what is shown blurred is a test image."
+# The titles of blurred images, and notes.
+OE_IMAGE = "an OE image, blurred", "The OE image is shown as the network gets it at each σ."
+TEST_IMAGE = (
+    "a test image, blurred",
+    "The image is a test image: these results are older than those that keep an OE image.",
+)
 
 FIGURES: Mapping[int, FigureSpec] = {
     2: FigureSpec(
@@ -133,8 +139,8 @@ def _figure(number: int, spec: FigureSpec, found: Measured, runs: Sequence[Run])
         else:
             drawings += _class_panels(lines, classes[spec.classes], values, panel)
         if spec.shows_blur and (strip := _blur_strip(panel, values, runs)):
-            drawings.append(strip)
-            notes.append(TEST_IMAGE)
+            drawings.append(strip.drawing)
+            notes.append(strip.note)
     columns = 5 if spec.classes else 1 if spec.shows_blur else 2
     title, note = f"Figure {number}: {spec.title}", " ".join((BAND, *notes))
     experiments = tuple(panel.experiment for panel in spec.panels)
@@ -196,14 +202,26 @@ def _class_panels(lines: Lines, classes: Sequence[str], values: Sequence[str], p
     return drawings
 
 
-def _blur_strip(panel: PanelSpec, values: Sequence[str], runs: Sequence[Run]) -> Drawing | None:
+class _Strip(NamedTuple):
+    """A drawing, and what it shows."""
+
+    drawing: Drawing
+    note: str
+
+
+def _blur_strip(panel: PanelSpec, values: Sequence[str], runs: Sequence[Run]) -> _Strip | None:
+    """An OE image at every σ, in pixels of what the network gets."""
     run = next((run for run in runs if run.recipe.name.startswith(f"{panel.experiment}/")), None)
     if run is None or not run.examples.is_file():
         return None
-    image = read_examples(run)["lowest"].images[0]
+    spec, (title, note), image = run.recipe.augment, OE_IMAGE, read_oe_image(run)
+    seen_px = spec.crop_px
+    if image is None:
+        title, note = TEST_IMAGE
+        image, seen_px = read_examples(run)["lowest"].images[0], spec.resize_px
     # Examples of photographs are smaller than what the network gets.
-    scale = image.shape[0] / (run.recipe.augment.resize_px or image.shape[0])
-    return blurred(image, {value: scale * float(value) for value in values}, "the blur")
+    scale = image.shape[0] / (seen_px or image.shape[0])
+    return _Strip(blurred(image, {value: scale * float(value) for value in values}, title), note)
 
 
 def grid_figure(found: Measured, experiment: str) -> ReportFigure | None:

@@ -48,15 +48,18 @@ def bytes_held(reader: ShardReader, rows: np.ndarray, spec: AugmentSpec) -> int:
     return int(size.astype(np.int64).prod(axis=1).sum()) * reader.manifest.channels
 
 
-def hold(origin: Origin, rows: np.ndarray, decoding: Decoding) -> Held:
-    """Reads, decodes and resizes the images of `rows` and holds them on the device.
+def hold(origin: Origin, rows: np.ndarray, decoding: Decoding, into: Tensor | None = None) -> Held:
+    """Reads, decodes and resizes the images of `rows` and holds them on the device: in `into`, uint8 [pixels, C], if
+    that is given and they turn out to be no larger than `bytes_held`.
 
     In the place of an image that cannot be decoded stands another's, as `dali_crops` does it.
     """
     reader, device = origin.reader, decoding.device
     rows, channels = np.unique(rows), reader.manifest.channels
-    needed = bytes_held(reader, rows, decoding.spec)
-    pixels = torch.empty((needed // channels, channels), dtype=torch.uint8, device=device)
+    pixels = into
+    if pixels is None:
+        needed = bytes_held(reader, rows, decoding.spec)
+        pixels = torch.empty((needed // channels, channels), dtype=torch.uint8, device=device)
     first, size, at = [], [], 0
     # Arrays take no time worth showing.
     shown = progress(f"hold {reader.manifest.name}", len(rows), unit="images") if reader.is_encoded else nullcontext()

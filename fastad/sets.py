@@ -5,7 +5,6 @@ Use: `sets = open_sets(recipe, shards)`, then `plan = make_plan(recipe, sets, "T
 """
 
 import hashlib
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,13 +15,15 @@ from fastad.dali import Decoding
 from fastad.errors import FastadError
 from fastad.faults import Faults, Origin
 from fastad.manifest import Manifest, open_set
+from fastad.memory import available_bytes
 from fastad.pipeline import Source, out_hw
 from fastad.plan import Plan, Stream
 from fastad.progress import say
 from fastad.ranks import processes_here
 from fastad.reader import ShardReader
 from fastad.recipe import Recipe
-from fastad.resident import bytes_held, hold
+from fastad.resident import Held, bytes_held, hold
+from fastad.shared_images import hold_together
 from fastad.synsets import holds_synsets, synsets
 from fastad.view import View, classes_in, content_hashes, select
 
@@ -36,12 +37,14 @@ RESIDENT_SHARE = 0.4
 @dataclass(frozen=True, eq=False)
 class Sets:
     """The open shard sets of a recipe; images of the test split of `never_oe` must not be OE. `shape_hwc`: of the
-    images in batches. `held`: the sources whose images a device holds, by role, and a hash of their rows."""
+    images in batches. `held`: the sources whose images a device holds, by role, and a hash of their rows; `shares`:
+    with the other processes of the machine."""
 
     nominal: ShardReader
     oe: tuple[ShardReader, ...]
     shape_hwc: tuple[int, int, int]
     never_oe: Manifest | None = None
+    shares: bool = False
     held: dict[str, tuple[str, Source]] = field(default_factory=dict)
 
     def fingerprint(self) -> list[str]:
@@ -50,9 +53,9 @@ class Sets:
         return [manifest.fingerprint for manifest in (*manifests, self.never_oe) if manifest is not None]
 
 
-def open_sets(recipe: Recipe, shards: Path) -> Sets:
-    """The recipe's sets in the shard home; `FastadError` if one is missing or changed, or if their images differ in
-    size or channels once they are cropped."""
+def open_sets(recipe: Recipe, shards: Path, *, shares: bool = False) -> Sets:
+    """The recipe's sets in the shard home, `shares` as `Sets` has it; `FastadError` if one is missing or changed, or if
+    their images differ in size or channels once they are cropped."""
     data, spec = recipe.data, recipe.augment
     nominal = ShardReader(open_set(shards / data.nominal))
     oe = tuple(ShardReader(open_set(shards / name), transpose=data.oe_transpose) for name in data.oe)
@@ -72,7 +75,8 @@ def open_sets(recipe: Recipe, shards: Path) -> Sets:
             held, listed = len(set(manifest.classes).intersection(synsets(name))), len(synsets(name))
             say(f"{manifest.folder} holds {held:,} of the {listed:,} synsets of {name}: their images are never OE")
     other = data.oe_exclude_duplicates_of
-    return Sets(nominal, oe, shapes[0], None if other is None else open_set(shards / other))
+    never_oe = None if other is None else open_set(shards / other)
+    return Sets(nominal, oe, shapes[0], never_oe, shares or processes_here() > 1)
 
 
 def make_plan(recipe: Recipe, sets: Sets, class_name: str, seed: int, uses_oe: bool = True) -> Plan:
@@ -181,11 +185,36 @@ def _source(
         return sets.held[role][1]
     # What another class or seed held is of no more use.
     sets.held.pop(role, None)
-    if not _bytes_to_hold(recipe, role, reader, rows, reads, device):
-        return Source(reader, faults=faults)
-    source = Source(reader, hold(Origin(reader, faults), rows, Decoding(recipe.augment, device, recipe.loader)), faults)
-    sets.held[role] = key, source
+    held = _held(recipe, sets, role, Origin(reader, faults), rows, reads, device)
+    source = Source(reader, held, faults)
+    if held is not None:
+        sets.held[role] = key, source
     return source
+
+
+def _held(
+    recipe: Recipe, sets: Sets, role: str, origin: Origin, rows: np.ndarray, reads: int, device: torch.device
+) -> Held | None:
+    """The images on the device, None if they are read each time."""
+    decoding = Decoding(recipe.augment, device, recipe.loader)
+
+    def to_hold() -> int:
+        return _bytes_to_hold(recipe, role, origin.reader, rows, reads, device)
+
+    # On the CPU what another process holds takes no more room; a GPU must have room for its own.
+    wanted = _is_worth_holding(recipe, origin.reader, rows, reads) if device.type == "cpu" else to_hold()
+    if sets.shares and wanted:
+        held = hold_together(origin, rows, decoding, room=lambda: RESIDENT_SHARE * available_bytes())
+        if held is not None:
+            return held
+    return hold(origin, rows, decoding) if to_hold() else None
+
+
+def _is_worth_holding(recipe: Recipe, reader: ShardReader, rows: np.ndarray, reads: int) -> bool:
+    """Whether images of which so many are read are to be held where they fit."""
+    choice = recipe.train.resident
+    small = max(int(reader.manifest.height.max()), int(reader.manifest.width.max())) <= SMALL_PX
+    return choice == "on" or (choice == "auto" and (small or reads >= 2 * len(rows)))
 
 
 def _bytes_to_hold(
@@ -195,16 +224,14 @@ def _bytes_to_hold(
 
     Raises `FastadError` if they must be held and do not fit.
     """
-    choice, needed = recipe.train.resident, bytes_held(reader, rows, recipe.augment)
-    small = max(int(reader.manifest.height.max()), int(reader.manifest.width.max())) <= SMALL_PX
+    needed = bytes_held(reader, rows, recipe.augment)
     fits = needed <= RESIDENT_SHARE * free_bytes(device)
-    if choice == "on" and not fits:
+    if recipe.train.resident == "on" and not fits:
         raise FastadError(
             f"train.resident=on: the {len(rows):,} {role} images need {needed:,} bytes, more than {RESIDENT_SHARE:.0%} "
             f"of what is free on the {device.type}: use auto"
         )
-    read_each_time = choice == "off" or not fits or (choice == "auto" and not small and reads < 2 * len(rows))
-    return 0 if read_each_time else needed
+    return needed if fits and _is_worth_holding(recipe, reader, rows, reads) else 0
 
 
 def memory_held(recipe: Recipe, sets: Sets, plan: Plan, test_rows: np.ndarray, device: torch.device) -> dict[str, int]:
@@ -224,4 +251,4 @@ def free_bytes(device: torch.device) -> int:
         # What PyTorch has freed and keeps for itself is free, too.
         kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + kept
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // processes_here()
+    return available_bytes() // processes_here()

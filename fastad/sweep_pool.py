@@ -17,6 +17,7 @@ from multiprocessing import connection
 from multiprocessing.process import BaseProcess
 from typing import Any, NamedTuple, Protocol
 
+from fastad.shared_images import leave_all
 from fastad.sweep_presence import driver_name
 from fastad.sweep_worker import Work, printing_to, work_on
 from fastad.workers import environment_variables, import_ahead, ray_cluster, signals_blocked
@@ -159,6 +160,7 @@ def _listen(lifeline: connection.Connection, stopping: threading.Event) -> None:
         lifeline.recv()
         stopping.set()
         lifeline.recv()
+    leave_all()
     os._exit(1)
 
 

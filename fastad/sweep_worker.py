@@ -25,6 +25,7 @@ import torch
 from fastad.errors import FastadError, Interrupted
 from fastad.files import append_line
 from fastad.run import choose_device, environment
+from fastad.shared_images import sharing
 from fastad.sweep_queue import Group, Queue
 from fastad.train import train
 from fastad.warm import Warm
@@ -62,8 +63,8 @@ def work_on(work: Work, name: str, stopping: threading.Event) -> None:
     torch.set_num_threads(work.threads)
     work.events(name).parent.mkdir(parents=True, exist_ok=True)
     device = choose_device(work.device)
-    warm = Warm(groups=len(work.groups))
-    with Queue(work.groups, work.out, work.folder) as queue:
+    warm = Warm(groups=len(work.groups), shares=True)
+    with sharing(), Queue(work.groups, work.out, work.folder) as queue:
         _tell(work, name, "ready", device=environment(device)["device"], threads=work.threads, pid=os.getpid())
         while not stopping.is_set():
             group = queue.take()

@@ -52,13 +52,15 @@ class Row:
 @dataclass(frozen=True, slots=True)
 class Table:
     """A table in plain text. `header`: what the rows are, then the columns; `note`: how the figures are to be read.
-    `regimes`: a heading above each column but the first, alike for columns that belong together."""
+    `regimes`: a heading above each column but the first, alike for columns that belong together; `words`: the columns,
+    the one after the first counted as 0, that hold words and not figures."""
 
     title: str
     header: tuple[str, ...]
     rows: tuple[Row, ...]
     note: str
     regimes: tuple[str, ...] = ()
+    words: frozenset[int] = frozenset()
 
 
 def regime_spans(table: Table) -> list[tuple[str, int]]:
@@ -300,7 +302,7 @@ def cost_table(results: Iterable[RunResult]) -> Table:
         "Images and hours in all; from there on, medians over runs. Objectives that are trained at once share their "
         "batches: each run shows the time of them all, of which hours count its own share."
     )
-    return Table("Cost", header, tuple(rows), note)
+    return Table("Cost", header, tuple(rows), note, words=frozenset({header.index("verdict") - 1}))
 
 
 def _execution(result: RunResult) -> str:

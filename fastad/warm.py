@@ -24,11 +24,13 @@ class Warm:
     """Keeps what is made for a recipe for all that differ in nothing it depends on. `groups`: how many pairs of class
     and seed it is to serve in all, as what is done once, such as tuning, must repay itself over them.
 
-    Of several sets' images only those of the sets used last stay on the device.
+    Of several sets' images only those of the sets used last stay on the device. `shares`: with the other processes of
+    the machine, as the workers of a sweep do.
     """
 
-    def __init__(self, groups: int = 1) -> None:
+    def __init__(self, groups: int = 1, *, shares: bool = False) -> None:
         self.groups = groups
+        self.shares = shares
         self._sets: dict[Hashable, Sets] = {}
         self._workbenches: dict[Hashable, Workbench] = {}
         self._tuners: dict[Hashable, Tuner] = {}
@@ -40,7 +42,7 @@ class Warm:
             if other != key:
                 sets.held.clear()
         if key not in self._sets:
-            self._sets[key] = open_sets(recipe, shards)
+            self._sets[key] = open_sets(recipe, shards, shares=self.shares)
         return self._sets[key]
 
     def workbench(self, recipe: Recipe, shape_hwc: tuple[int, int, int], device: torch.device) -> Workbench:

@@ -32,7 +32,7 @@ def test_a_dry_run_prints_the_grid_and_writes_nothing(
 def test_all_costs_are_printed(fastad: Shell, tmp_path: Path) -> None:
     command = ("sweep", "--all", "--dry-run", "--shards", tmp_path, "--out", tmp_path)
     assert "The paper's 20,100 trainings: " in fastad(*command).out
-    assert sum(each["trainings"] for each in json.loads(fastad(*command, "--json").out)) == 20_100
+    assert sum(each["trainings"] for each in json.loads(fastad(*command, "--json").out)["experiments"]) == 20_100
 
 
 def test_mistakes_are_told(fastad: Shell, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from made_runs import make_experiment, make_run
 
 from fastad.coverage import classes_of, command, coverage, coverage_table, root_of
 from fastad.experiment import find_experiment, point_recipe
+from fastad.markup import markdown
 from fastad.recipe import load
 from fastad.results import finished_runs
 
@@ -72,3 +73,9 @@ def test_the_root_is_the_folder_that_a_sweep_writes_to(
 def test_a_recipe_that_is_no_experiment_is_left_alone(tmp_path: Path) -> None:
     run = make_run(tmp_path, load("digits"), "3", "hsc", 1, 0.9)
     assert not any(found.found for found in coverage([run]).values())
+
+
+def test_words_stand_at_the_left_of_their_columns(tmp_path: Path) -> None:
+    make_experiment(tmp_path, "smoke", classes=1)
+    table = coverage_table(coverage([run for run, _ in finished_runs([tmp_path])]).values(), {}, tmp_path)
+    assert markdown(table).splitlines()[1] == "| --- | --- | ---: | --- |"

@@ -7,14 +7,17 @@ import numpy as np
 import pytest
 import torch
 from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
+from test_faults import make_set
 
 from fastad import evaluate
+from fastad.augment import AugmentSpec
 from fastad.errors import FastadError
 from fastad.evaluate import (
     METRICS,
     Scores,
     measure,
     over_seeds,
+    read_oe_image,
     read_scores,
     score_batches,
     write_examples,
@@ -22,7 +25,7 @@ from fastad.evaluate import (
 )
 from fastad.manifest import Manifest
 from fastad.objectives import find
-from fastad.pipeline import Batch
+from fastad.pipeline import Batch, Source, evaluation_batches
 from fastad.reader import ShardReader
 from fastad.recipe import Recipe
 from fastad.run import open_run
@@ -117,6 +120,31 @@ def test_scores_and_examples_survive_writing(blobs: Manifest, recipe: Recipe, tm
         assert (found["anomalous_lowest_target"] == 1).all()
         best = ShardReader(blobs).pixels(rows[[score.argmax()]])
         np.testing.assert_array_equal(found["highest_images"][:1], best)
+    assert read_oe_image(run) is None
+    write_examples(run, ShardReader(blobs), rows, scores, best[0])
+    np.testing.assert_array_equal(read_oe_image(run), best[0])
+    assert set(evaluate.read_examples(run)) == set(evaluate.STRIPS)
+    run.examples.write_bytes(run.examples.read_bytes()[:100])
+    with pytest.raises(FastadError, match=r"examples\.npz cannot be read"):
+        read_oe_image(run)
+
+
+def test_a_network_view_is_what_evaluation_makes_of_an_image(
+    blobs: Manifest, tmp_path: Path, cpu: torch.device
+) -> None:
+    photographs = make_set(tmp_path, "photographs", {})
+    spec = AugmentSpec(resize_px=72, crop_px=64, crop_padding_px=2, flip_probability=0.5, brightness=0.3)
+    padded = AugmentSpec(crop_px=24)
+    for manifest, how, tolerance in ((photographs, spec, 1), (blobs, padded, 0), (blobs, AugmentSpec(), 0)):
+        rows = np.asarray(manifest.split_rows("train"))[:4]
+        reader = ShardReader(manifest, transpose=manifest is blobs)
+        (batch,) = evaluation_batches(Source(reader), rows, np.zeros(4, np.float32), how, cpu)
+        for row, expected in zip(rows.tolist(), (batch.images * 255).permute(0, 2, 3, 1).numpy(), strict=True):
+            seen = evaluate.network_view(reader, row, how)
+            assert seen.dtype == np.uint8
+            np.testing.assert_allclose(seen, expected, rtol=0, atol=tolerance + 1e-3)
+    large = evaluate.network_view(ShardReader(photographs), rows[0], AugmentSpec(resize_px=400, crop_px=300))
+    assert large.shape == (evaluate.SHOWN_PX, evaluate.SHOWN_PX, 3)
 
 
 def test_missing_or_damaged_scores_are_said(recipe: Recipe, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from fastad.drawing import Drawing
 from fastad.measured import Place, measured
 from fastad.paper_figures import FIGURES, ReportFigure, gamma_of, grid_figure, paper_figures, widest
+from fastad.pixels import blur_matrix
 from fastad.results import Finished, finished_runs
 
 
@@ -88,10 +89,33 @@ def test_without_results_there_is_no_figure_and_a_partial_one_shows_what_there_i
     assert missing.tolist() == [True, False, False, False, True, False, False]
 
 
-def test_the_blur_is_shown_on_a_test_image_where_there_are_examples(tmp_path: Path) -> None:
-    make_experiment(tmp_path, "mnist-oe-blur", classes=1, seeds=1, with_files=True)
-    figure = figures(finished_runs([tmp_path]))["figure-5"]
-    assert [drawing.title for drawing in figure.drawings][1] == "the blur" and "test image" in figure.note
+@pytest.mark.parametrize(
+    # Of ImageNet's crops of 224 px, 128 are shown.
+    ("experiment", "name", "side", "sigma_px"),
+    [("cifar10-oe-blur", "figure-6", 32, 4.0), ("imagenet30-oe-blur", "figure-3", 128, 4.0 * 128 / 224)],
+)
+def test_the_blur_is_shown_on_an_oe_image_or_on_a_test_image_where_results_hold_none(
+    experiment: str, name: str, side: int, sigma_px: float, tmp_path: Path
+) -> None:
+    make_experiment(tmp_path, experiment, classes=1, seeds=1, with_files=True)
+    runs = finished_runs([tmp_path])
+    figure = figures(runs)[name]
+    assert figure.drawings[1].title == "a test image, blurred" and "these results are older" in figure.note
+    half = np.zeros((side, side, 1), np.uint8)
+    half[:, side // 2 :] = 255
+    for run, _ in runs:
+        with np.load(run.examples) as columns:
+            np.savez(run.examples, **dict(columns), oe_image=half)
+    figure = figures(runs)[name]
+    assert figure.drawings[1].title == "an OE image, blurred"
+    assert "as the network gets it at each σ" in figure.note and "test image" not in figure.note
+    axes = Figure().subplots()
+    figure.drawings[1].paint(axes)
+    shown = [image.get_array() for image in axes.images]
+    assert len(shown) == 7
+    np.testing.assert_array_equal(shown[0], half[..., 0])
+    weights = blur_matrix(side, sigma_px)
+    np.testing.assert_array_equal(shown[3][5], (weights[:, side // 2 :].sum(axis=1) * 255).round())
 
 
 def test_means_are_over_the_classes_that_serve_most_places() -> None:

@@ -21,6 +21,7 @@ import torch
 from conftest import assert_same_scores, scores_in
 from rich.console import Console
 
+from fastad import sets as sets_module
 from fastad import sweep as sweep_module
 from fastad import sweep_worker
 from fastad.errors import FastadError, Interrupted
@@ -110,6 +111,16 @@ def test_results_depend_neither_on_workers_nor_on_groups_or_their_order(toml: Pa
     # Done already: no worker is started.
     assert sweep(experiment, shards=home, out=tmp_path / "two", room=Room("cpu")) == outcome
     assert events(tmp_path / "two") == told
+
+
+def test_workers_share_the_images_they_hold(
+    toml: Path, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    experiment = find_experiment(str(toml))
+    expected = trained_one_by_one(experiment, home, tmp_path / "alone")
+    monkeypatch.setattr(sets_module, "hold", None)
+    worked_on(experiment, home, tmp_path / "shared")
+    assert_same_scores(scores_in(tmp_path / "shared"), expected)
 
 
 def test_ctrl_c_leaves_what_the_same_command_continues(toml: Path, recipe: Recipe, home: Path, tmp_path: Path) -> None:
