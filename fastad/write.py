@@ -104,19 +104,37 @@ class _Chunk(NamedTuple):
 
 
 def _encoded_chunks(job: Job) -> Iterator[_Chunk]:
-    """A chunk for each sample, encoded one by one."""
+    """Chunks of samples that are encoded one by one."""
+    pieces: list[bytes] = []
+    rows: list[_Row] = []
+    rejects: list[Reject] = []
+    changes: list[str] = []
+    at = 0
     named = zip(job.key.tolist(), job.class_index.tolist(), _encoded(job), strict=True)
     for place, (encoded_key, class_index, found) in enumerate(named):
         key = encoded_key.decode()
         if isinstance(found, BadImage):
-            yield _Chunk(b"", (), ({"key": key, "reason": str(found)},))
+            rejects.append({"key": key, "reason": str(found)})
             continue
-        pieces = [*member(f"{key}.{found.extension}", found.data)]
-        if class_index >= 0:
-            pieces += member(f"{key}.cls", str(class_index).encode())
         size = len(found.data)
-        row = _Row(place, BLOCK, size, found.extension.encode(), found.width, found.height, found.content_hash)
-        yield _Chunk(b"".join(pieces), (row,), changes=(found.change,) if found.change else ())
+        rows.append(
+            _Row(place, at + BLOCK, size, found.extension.encode(), found.width, found.height, found.content_hash)
+        )
+        if found.change:
+            changes.append(found.change)
+        some = member(f"{key}.{found.extension}", found.data)
+        if class_index >= 0:
+            some += member(f"{key}.cls", str(class_index).encode())
+        pieces += some
+        at += sum(map(len, some))
+        if at >= _CHUNK_BYTES:
+            yield _Chunk(b"".join(pieces), rows, rejects, changes)
+            pieces, rows, rejects, changes, at = [], [], [], [], 0
+    yield _Chunk(b"".join(pieces), rows, rejects, changes)
+
+
+# What is hashed and written at once: it should lie in the processor's cache.
+_CHUNK_BYTES = 2**19
 
 
 def _encoded(job: Job) -> Iterator[Encoded | BadImage]:

@@ -15,7 +15,7 @@ from conftest import write_converter
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from fastad import shard
+from fastad import shard, write
 from fastad.encode import Encoding
 from fastad.errors import FastadError
 from fastad.inspect import facts, grid, summary
@@ -64,6 +64,16 @@ def contents(folder: Path) -> dict[str, bytes]:
 def done(manifest: Manifest | None) -> Manifest:
     assert manifest is not None
     return manifest
+
+
+def test_the_bytes_are_the_same_however_many_samples_are_written_at_once(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (photos / "china" / "03.jpg").write_bytes(b"no image")
+    at_once = convert("photos", photos, tmp_path / "a", workers=1, max_bad=0.1)
+    monkeypatch.setattr(write, "_CHUNK_BYTES", 1)
+    one_by_one = convert("photos", photos, tmp_path / "b", workers=1, max_bad=0.1)
+    assert contents(done(one_by_one).folder) == contents(done(at_once).folder)
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # webdataset leaves its tars open
