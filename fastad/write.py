@@ -40,6 +40,7 @@ class Job:
     exact: np.ndarray
     class_index: np.ndarray
     key: np.ndarray
+    hashed: bool
 
 
 class Written(NamedTuple):
@@ -54,25 +55,28 @@ def write_shard(job: Job) -> Written:
     rows: list[_Row] = []
     rejects: list[Reject] = []
     changes: Counter[str] = Counter()
-    digest = hashlib.sha256()
+    digest = hashlib.sha256() if job.hashed else None
     at = 0
     with atomic(job.folder / f"{job.name}.tar") as tar, syncing_early(tar) as written:
         for chunk in _array_chunks(job) if _is_uniform(job) else _encoded_chunks(job):
             tar.write(chunk.data)
-            digest.update(chunk.data)
+            if digest:
+                digest.update(chunk.data)
             rows += [row._replace(offset=at + row.offset) for row in chunk.rows]
             rejects += chunk.rejects
             changes.update(chunk.changes)
             at += len(chunk.data)
             written()
         tar.write(END)
-        digest.update(END)
+        if digest:
+            digest.update(END)
     columns = np.array(rows, dtype=_ROW)
     text = index_text(columns["extension"].tolist(), columns["offset"], columns["size"])
     write_text(job.folder / f"{job.name}.idx", text)
     with atomic(job.folder / ".partial" / f"{job.name}.npy") as file:
         np.save(file, columns)
-    shard = Shard(f"{job.name}.tar", job.name.rpartition("-")[0], at + len(END), len(rows), digest.hexdigest())
+    sha256 = digest.hexdigest() if digest else ""
+    shard = Shard(f"{job.name}.tar", job.name.rpartition("-")[0], at + len(END), len(rows), sha256)
     record = {"shard": asdict(shard), "rejects": rejects, "changes": dict(changes)}
     write_json(job.folder / ".partial" / f"{job.name}.json", record)
     return Written(len(job.key), rejects)

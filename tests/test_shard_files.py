@@ -76,6 +76,16 @@ def test_the_bytes_are_the_same_however_many_samples_are_written_at_once(
     assert contents(done(one_by_one).folder) == contents(done(at_once).folder)
 
 
+def test_leaving_the_hash_out_leaves_all_else_as_it_is(photos: Path, tmp_path: Path) -> None:
+    hashed = done(convert("photos", photos, tmp_path / "a", workers=1)).folder
+    unhashed = done(convert("photos", photos, tmp_path / "b", workers=1, hashed=False))
+    assert {shard.sha256 for shard in unhashed.shards} == {""}
+    different = {name for name, data in contents(hashed).items() if contents(unhashed.folder)[name] != data}
+    assert different <= {"manifest.json", "README.md"}
+    with pytest.raises(FastadError, match="choose another --out"):
+        convert("photos", photos, tmp_path / "a", workers=1, hashed=False)
+
+
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # webdataset leaves its tars open
 def test_jpegs_pass_byte_for_byte_and_decode_through_webdataset(photos: Path, tmp_path: Path) -> None:
     manifest = done(convert("photos", photos, tmp_path, workers=1))
@@ -307,6 +317,7 @@ def test_arrays_that_vanish_while_they_are_written_are_named(tmp_path: Path) -> 
         exact=np.zeros(3, bool),
         class_index=np.zeros(3, np.int32),
         key=np.array([b"a", b"b", b"c"]),
+        hashed=True,
     )
     (tmp_path / "spool.bin").write_bytes(bytes(40))
     with pytest.raises(FastadError, match=r"spool\.bin cannot be read to its end"):
