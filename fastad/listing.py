@@ -237,9 +237,9 @@ class _Columns:
         self._place(0, self.spooled, len(data), pixels.shape, 0)
         self.spooled += len(data)
 
-    def _open(self, path: Path) -> None:
+    def _open(self, path: Path | str) -> None:
         """Makes a file the last one listed; the ranges of one file are expected to come together."""
-        # Paths are slow to compare, and their text is kept.
+        # Paths are slow to compare, and keep their text.
         name = str(path)
         if name == self.last_file:
             return
@@ -248,8 +248,8 @@ class _Columns:
         except OSError as error:
             raise FastadError(f"{path} cannot be read: {error.strerror}") from error
         self.last_file, self.last_number, self.last_size = name, len(self.files), found.st_size
-        self.digest.update(repr((path.name, found.st_size, found.st_mtime_ns)).encode())
-        self.files.add(str(path.absolute()))
+        self.digest.update(repr((name.rpartition("/")[2], found.st_size, found.st_mtime_ns)).encode())
+        self.files.add(name if name.startswith("/") else str(Path(name).absolute()))
 
     def _place(self, file: int, offset: int, size: int, shape: tuple[int, ...], order: int) -> None:
         self.file.append(file)

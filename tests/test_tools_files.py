@@ -55,8 +55,8 @@ def bytes_of(sample: Sample) -> bytes:
         with open(sample.pixels.path, "rb") as file:
             file.seek(sample.pixels.offset)
             return file.read(sample.pixels.size)
-    assert isinstance(sample.pixels, Path)
-    return sample.pixels.read_bytes()
+    assert isinstance(sample.pixels, str)
+    return Path(sample.pixels).read_bytes()
 
 
 def listed(samples: Iterator[Sample]) -> dict[str, tuple[str | None, str, bytes]]:
@@ -372,7 +372,7 @@ def test_files_are_sorted_by_the_parts_of_their_paths(tmp_path: Path) -> None:
     for name in ("a!/1.jpg", "a/z.jpg", "a.jpg", "b.jpg", ".hidden.jpg", "note.txt"):
         write(tmp_path / name, b"")
     assert list(images(tmp_path)) == ["a/z.jpg", "a!/1.jpg", "a.jpg", "b.jpg"]
-    assert loose_images(tmp_path) == {name: tmp_path / name for name in ("a.jpg", "b.jpg")}
+    assert loose_images(tmp_path) == {name: str(tmp_path / name) for name in ("a.jpg", "b.jpg")}
 
 
 def test_a_flat_folder_may_hold_folders_without_images(tmp_path: Path) -> None:
