@@ -9,7 +9,20 @@ import fastad
 
 ORDER = (
     *("__init__", "errors", "seeds", "progress", "files", "remote", "workers", "tar", "encode", "card", "manifest"),
-    *("stage", "listing", "in_place", "write", "shard", "reader", "verify", "synsets", "view", "inspect", "plan"),
+    *(
+        "stage",
+        "text_column",
+        "listing",
+        "in_place",
+        "write",
+        "shard",
+        "reader",
+        "verify",
+        "synsets",
+        "view",
+        "inspect",
+        "plan",
+    ),
     *("augment", "feed", "pixels", "ahead", "faults", "dali", "resident", "pipeline", "backbones", "networks"),
     *("objectives", "named", "recipe", "experiment", "ranks", "sets", "batch_picture", "run", "tune", "memory"),
     *("compiling", "step_graph", "group", "warm", "verdict", "training", "checkpoint", "log", "evaluate", "outcome"),
