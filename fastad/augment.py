@@ -5,6 +5,7 @@ Owns `AugmentSpec`, its draws and the geometry that follows from them; moving pi
 Use: `draws = draw(spec, seed, "nominal", epoch, start, count)`.
 """
 
+import functools
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple, Self
@@ -69,7 +70,7 @@ class Draws(NamedTuple):
 
 NOISE_BANK = 2**24
 
-# Positions that are drawn at once: any of them costs as much as all.
+# Positions that are drawn at once, and kept for the batches that follow: any of them costs as much as all.
 _BLOCK = 4096
 _FLIP, _CROP, _COLOUR, _NOISE = 0, slice(1, 3), slice(3, 7), 7
 
@@ -80,10 +81,18 @@ def draw(spec: AugmentSpec, seed: int, stream: str, epoch: int, start: int, coun
     Position p's draws depend on (seed, stream, epoch, p) alone: not on the batch, the rank, the executor or a resume.
     """
     first, last = start // _BLOCK, -(-(start + count) // _BLOCK)
-    blocks = [
-        generator(seed, "augment", stream, epoch, block).random((_BLOCK, _NOISE + 1)) for block in range(first, last)
-    ]
-    uniform = np.concatenate(blocks)[start - first * _BLOCK :][:count] if blocks else np.empty((0, _NOISE + 1))
+    parts = []
+    for block in range(first, max(last, first + 1)):
+        at = block * _BLOCK
+        part = slice(max(0, start - at), start + count - at)
+        parts.append(_draw_block(spec, seed, stream, epoch, block).part(part))
+    return Draws.joined(parts)
+
+
+# A block serves 32 batches of 128; of each of a few streams one is in use.
+@functools.lru_cache(maxsize=8)
+def _draw_block(spec: AugmentSpec, seed: int, stream: str, epoch: int, block: int) -> Draws:
+    uniform = generator(seed, "augment", stream, epoch, block).random((_BLOCK, _NOISE + 1))
     around_one = np.array([spec.brightness, spec.contrast, spec.saturation, 0.0])
     reach = around_one + np.array([0.0, 0.0, 0.0, spec.hue_turns])
     return Draws(
@@ -96,21 +105,18 @@ def draw(spec: AugmentSpec, seed: int, stream: str, epoch: int, start: int, coun
 
 class Geometry(NamedTuple):
     """How pixels are moved: images [n] are resized to `size_hw` int32 [n, 2], then the part of `out_hw` that begins at
-    `start` int32 [n, 2] (negative where black is padded) is taken, then mirrored where `flip` bool [n]."""
+    `start` int32 [n, 2] (negative where black is padded) is taken, then mirrored where `flip` bool [n]. `padded`:
+    whether crops may reach beyond their images; of drawn ones the recipe tells, not what was drawn."""
 
     size_hw: np.ndarray
     start: np.ndarray
     flip: np.ndarray
     out_hw: tuple[int, int]
-
-    @property
-    def padded(self) -> bool:
-        """Whether any crop reaches beyond its image."""
-        return bool((self.start < 0).any() or (self.start + np.array(self.out_hw) > self.size_hw).any())
+    padded: bool
 
     def inside(self) -> np.ndarray | None:
         """The part of each crop that is image and not padding: (top, bottom, left, right), int32 [n, 4]; None where
-        all of all crops is."""
+        none may be padded."""
         if not self.padded:
             return None
         out = np.array(self.out_hw, dtype=np.int32)
@@ -127,12 +133,14 @@ def place(spec: AugmentSpec, draws: Draws | None, height: np.ndarray, width: np.
     out = np.array(out_hw, dtype=np.int32)
     if draws is None:
         # As torchvision rounds it.
-        return Geometry(size, np.round((size - out) / 2).astype(np.int32), np.zeros(len(size), dtype=bool), out_hw)
+        start, flip = np.round((size - out) / 2).astype(np.int32), np.zeros(len(size), dtype=bool)
+        return Geometry(size, start, flip, out_hw, padded=bool((size < out).any()))
     room = size + 2 * spec.crop_padding_px - out
     start = np.floor(draws.crop * (room + 1)).astype(np.int32)
     # Cropping a mirrored image is mirroring the crop from the other side.
     start[:, 1] = np.where(draws.flip, room[:, 1] - start[:, 1], start[:, 1])
-    return Geometry(size, start - np.int32(spec.crop_padding_px), draws.flip, out_hw)
+    start -= np.int32(spec.crop_padding_px)
+    return Geometry(size, start, draws.flip, out_hw, padded=spec.crop_padding_px > 0)
 
 
 def _sizes(spec: AugmentSpec, height: np.ndarray, width: np.ndarray) -> tuple[np.ndarray, tuple[int, int]]:

@@ -14,15 +14,16 @@ from PIL import Image, ImageDraw
 from fastad.pipeline import Source, train_batches
 from fastad.recipe import Recipe
 from fastad.sets import make_plan, open_sets, stream_faults
+from fastad.view import classes_in
 
 COLUMNS = 16
 SMALLEST_TILE_PX, GAP_PX, LABEL_HEIGHT_PX = 56, 3, 16
 
 
 def batch_picture(recipe: Recipe, shards: Path, class_name: str | None, seed: int, device: torch.device) -> Image.Image:
-    """The first batch of a class (None: the set's first) and a seed, nominal images above OE."""
+    """The first batch of a class (None: the set's first with training images) and a seed, nominal images above OE."""
     sets, spec = open_sets(recipe, shards), recipe.augment
-    plan = make_plan(recipe, sets, class_name or sets.nominal.manifest.classes[0], seed)
+    plan = make_plan(recipe, sets, class_name or classes_in("train", sets.nominal.manifest)[0], seed)
     sources = [
         Source(reader, faults=stream_faults(recipe, stream))
         for stream, reader in zip(plan.streams, (sets.nominal, *sets.oe), strict=True)

@@ -27,8 +27,9 @@ from fastad.progress import progress
 from fastad.recipe import Recipe
 from fastad.run import environment
 from fastad.sets import Sets, make_plan, open_sets, training_sources
+from fastad.view import classes_in
 
-WARM_UP_BATCHES = 5
+WARM_UP_BATCHES, WARM_UP_S = 5, 1.0
 SECONDS_A_MEASUREMENT = 3.0
 
 # The plain loaders hold no more images of a stream than these, decoded.
@@ -61,7 +62,7 @@ def measure_loader(recipe: Recipe, shards: Path, device: torch.device, repeats: 
 def sets_and_plan(recipe: Recipe, shards: Path) -> tuple[Sets, Plan]:
     """The recipe's sets and an endless plan for its first class."""
     sets = open_sets(recipe, shards)
-    plan = make_plan(recipe, sets, sets.nominal.manifest.classes[0], seed=1)
+    plan = make_plan(recipe, sets, classes_in("train", sets.nominal.manifest)[0], seed=1)
     return sets, replace(plan, epochs=ENDLESS_EPOCHS)
 
 
@@ -75,8 +76,7 @@ def batches_of(
 def _in_turns(works: dict[str, Callable[[], int]], repeats: int, device: torch.device) -> Rates:
     """Images per second of each work, `repeats` times, in turns so that a noisy machine is noisy for all of them."""
     for work in works.values():
-        for _ in range(WARM_UP_BATCHES):
-            work()
+        warm_up(work, device)
     rates: Rates = {name: [] for name in works}
     with progress("bench", repeats * len(works), unit="measurements") as advance:
         for _ in range(repeats):
@@ -86,10 +86,21 @@ def _in_turns(works: dict[str, Callable[[], int]], repeats: int, device: torch.d
     return rates
 
 
+def warm_up(work: Callable[[], int], device: torch.device) -> None:
+    """Some calls that are not measured; on a CPU, where nothing is captured later, one that takes long is enough."""
+    started = time.perf_counter()
+    for _ in range(WARM_UP_BATCHES):
+        work()
+        if device.type == "cpu" and time.perf_counter() - started > WARM_UP_S:
+            return
+
+
 def rate(work: Callable[[], int], device: torch.device, seconds: float | None = None) -> float:
     """Images per second of calling `work` over and over, for `seconds` or those of every measurement; waits for the
-    device before it stops the clock."""
+    device before it starts the clock, and before it stops it."""
     seconds = SECONDS_A_MEASUREMENT if seconds is None else seconds
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
     images, started = 0, time.perf_counter()
     while time.perf_counter() - started < seconds:
         images += work()
@@ -121,7 +132,8 @@ class _PlainImages(Dataset[torch.Tensor]):
     def __init__(
         self, images: np.ndarray | Sequence[np.ndarray], transform: Callable[[torch.Tensor], torch.Tensor]
     ) -> None:
-        self.images = [torch.from_numpy(image).permute(2, 0, 1) for image in images]
+        # Copied: what is mapped from shards may not be written to, of which PyTorch warns.
+        self.images = [torch.tensor(image).permute(2, 0, 1) for image in images]
         self.transform = transform
 
     def __len__(self) -> int:

@@ -1,6 +1,7 @@
 """Speed of batches as ratios to plain loaders of the same shards: photographs, small colour images, digits' size.
 
-Owns the sets, cases and plain loaders of `fastad bench loader` without a recipe; a recipe's own are `fastad.bench`'s.
+Owns the sets, cases and plain loaders of `fastad bench loader` without a recipe; a recipe's own are `fastad.bench`'s,
+what is measured beside them on a GPU is `fastad.bench_gpu`'s.
 Use: `measure_cases(device, repeats=5)["photographs_ratio"]`.
 """
 
@@ -11,7 +12,7 @@ import tempfile
 import warnings
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -28,18 +29,19 @@ from torchvision.transforms import v2
 from fastad import shard
 from fastad.augment import AugmentSpec
 from fastad.bench import WARM_UP_BATCHES, plain_transforms, rate
+from fastad.bench_gpu import Streamed, Work, captured, decoders_differ, fastest_loader, gpu_figures, gpu_works
 from fastad.dali import Decoding, LoaderSpec
 from fastad.errors import unknown
-from fastad.faults import Faults, Origin
 from fastad.listing import Converter
 from fastad.manifest import Manifest, Sample, open_set
-from fastad.pipeline import Source, train_batches
+from fastad.pipeline import Source, Unmade, step_batches
 from fastad.plan import ENDLESS_EPOCHS, Plan, Stream
 from fastad.progress import progress
 from fastad.reader import ShardReader
 from fastad.resident import hold
 from fastad.run import environment
 from fastad.seeds import generator
+from fastad.step_graph import CudaCapture
 
 BATCH = 128
 PHOTOGRAPHS, SMALL_IMAGES = 2_048, 20_000
@@ -64,7 +66,8 @@ Decode = str | Callable[[str, bytes], torch.Tensor | None]
 class Case:
     """What is measured: batches of a set, half of them as OE, augmented as `spec` says, `resident` or made by DALI.
 
-    `decode`: how webdataset decodes the same for the plain loader; `plain_batch`: how many images of it are a batch.
+    `decode`: how webdataset decodes the same for the plain loader; `plain_batch`: how many images of it are a batch;
+    `network`: what is trained on the batches, on a GPU.
     """
 
     set_name: str
@@ -72,6 +75,7 @@ class Case:
     decode: Decode
     resident: bool = False
     plain_batch: int = 2 * BATCH
+    network: str = ""
 
 
 def measure_cases(device: torch.device, repeats: int, names: Sequence[str] = ()) -> dict[str, Any]:
@@ -85,7 +89,13 @@ def measure_cases(device: torch.device, repeats: int, names: Sequence[str] = ())
     - `small_ratio`: 32 px colour images, augmented as the paper's CIFAR-10.
     - `grey_ratio`: 28 px grey images, not augmented; `grey_to_reader_ratio`: the same to bare reads of the shards.
     - `small_resident_to_dali_ratio`, `grey_resident_to_dali_ratio`: images that are held, to those that DALI streams.
-    - `resident_mib`: the process's memory after some batches of 32 px by DALI, and after many more.
+    - `resident_mib`: the process's memory after some batches of 32 px by DALI, and after many more; `device_mib`: a
+      GPU's.
+
+    On a GPU, of JPEGs also (`fastad.bench_gpu`), with the loader settings that were found fastest (`…_loader`):
+    - `…_to_hardware_ratio`: the share of what the hardware decoder does alone, of whole images
+      (`…_whole_by_hardware_images_per_s`); `…_decoders_differ_levels`: by how much its pixels differ from CUDA's.
+    - `photographs_stall_share`: of the time of training the paper's network for 224 px on these batches.
     """
     for name in names:
         if name not in CASES:
@@ -100,14 +110,22 @@ def measure_cases(device: torch.device, repeats: int, names: Sequence[str] = ())
             _convert(set_name, SETS[set_name](raw), home)
         for name, case in cases.items():
             manifest = open_set(home / case.set_name)
-            works = _works(name, case, manifest, device)
+            loader, on_gpu = LoaderSpec(), dict[str, Work]()
+            if device.type == "cuda" and manifest.common_shape_hwc is None:
+                streamed = _streamed(case, manifest, device)
+                loader = fastest_loader(streamed)
+                on_gpu = gpu_works(name, case.network, streamed, loader)
+                found[f"{name}_loader"] = asdict(loader)
+                found[f"{name}_decoders_differ_levels"] = decoders_differ(streamed, loader)
+            works = _works(name, case, manifest, device, loader) | on_gpu
             each |= (rates := _in_turns(name, works, repeats, device))
             medians = {key: median(values) for key, values in rates.items()}
+            found |= gpu_figures(name, medians) if on_gpu else {}
             ratios = {ratio: under for ratio, under in _ratios(name).items() if under in medians}
             found |= {ratio: round(medians[name] / medians[under], 2) for ratio, under in ratios.items()}
             found |= {f"{key}_images_per_s": round(value, 1) for key, value in medians.items()}
             if name == "small":
-                found["resident_mib"] = _memory(replace(case, resident=False), manifest, device)
+                found |= _memory(replace(case, resident=False), manifest, device)
     return found | {
         "each_images_per_s": {name: [round(value, 1) for value in values] for name, values in each.items()},
         "repeats": repeats,
@@ -118,18 +136,16 @@ def measure_cases(device: torch.device, repeats: int, names: Sequence[str] = ())
     }
 
 
-def _works(
-    name: str, case: Case, manifest: Manifest, device: torch.device
-) -> dict[str, Callable[[], Generator[int, None, None]]]:
+def _works(name: str, case: Case, manifest: Manifest, device: torch.device, loader: LoaderSpec) -> dict[str, Work]:
     """What is measured for a case, in turns, by what its rates are called."""
-    works: dict[str, Callable[[], Generator[int, None, None]]] = {
-        name: functools.partial(_batches, case, manifest, device),
+    works: dict[str, Work] = {
+        name: functools.partial(_batches, case, manifest, device, loader),
         f"plain_{name}": functools.partial(_plain_batches, case, manifest, device),
     }
     if case.spec.jitters and case.spec.crop_px and not case.resident:
         works[f"plain_{name}_crop_first"] = functools.partial(_plain_batches, case, manifest, device, crop_first=True)
     if case.resident:
-        works[f"{name}_by_dali"] = functools.partial(_batches, replace(case, resident=False), manifest, device)
+        works[f"{name}_by_dali"] = functools.partial(_batches, replace(case, resident=False), manifest, device, loader)
     if manifest.common_shape_hwc is not None:
         works[f"{name}_reader"] = functools.partial(_reads, manifest)
     return works
@@ -145,9 +161,7 @@ def _ratios(name: str) -> dict[str, str]:
     }
 
 
-def _in_turns(
-    what: str, works: dict[str, Callable[[], Generator[int, None, None]]], repeats: int, device: torch.device
-) -> dict[str, list[float]]:
+def _in_turns(what: str, works: dict[str, Work], repeats: int, device: torch.device) -> dict[str, list[float]]:
     """Images per second of each work, `repeats` times; each is closed before the next begins, as workers that fill
     their queues would take the cores from it."""
     rates: dict[str, list[float]] = {key: [] for key in works}
@@ -198,18 +212,28 @@ def _convert(name: str, samples: Iterator[Sample], home: Path) -> None:
     shard.convert_with(converter, None, home)
 
 
-def _batches(case: Case, manifest: Manifest, device: torch.device) -> Generator[int, None, None]:
-    """fastad's batches, without end; their sizes."""
-    reader = ShardReader(manifest)
-    rows = np.arange(len(manifest.key))
+def _streamed(case: Case, manifest: Manifest, device: torch.device) -> Streamed:
+    """Batches without end, every second image as OE."""
+    reader, rows = ShardReader(manifest), np.arange(len(manifest.key))
     plan = Plan((Stream("nominal", rows[::2], BATCH), Stream("oe", rows[1::2], BATCH)), 1, ENDLESS_EPOCHS)
-    origin, decoding = Origin(reader, Faults()), Decoding(case.spec, device, LoaderSpec())
-    sources = [
-        Source(reader, hold(origin, stream.rows, decoding) if case.resident else None) for stream in plan.streams
-    ]
-    with closing(train_batches(plan, sources, case.spec, device)) as batches:
+    return Streamed(plan, (Source(reader), Source(reader)), case.spec, device)
+
+
+def _batches(case: Case, manifest: Manifest, device: torch.device, loader: LoaderSpec) -> Generator[int, None, None]:
+    """fastad's batches, without end; their sizes. Those of images that a GPU holds are made as in its training."""
+    streamed = _streamed(case, manifest, device)
+    plan, sources = streamed.plan, streamed.sources
+    if case.resident:
+        decoding = Decoding(case.spec, device, loader)
+        sources = tuple(
+            Source(source.reader, hold(source.origin, stream.rows, decoding))
+            for stream, source in zip(plan.streams, sources, strict=True)
+        )
+    with closing(step_batches(plan, sources, case.spec, device, loader=loader)) as batches:
+        if case.resident and device.type == "cuda":
+            yield from captured(batches, CudaCapture())
         for batch in batches:
-            yield len(batch.row)
+            yield len(batch.made().row if isinstance(batch, Unmade) else batch.row)
 
 
 def _reads(manifest: Manifest) -> Generator[int, None, None]:
@@ -228,7 +252,9 @@ def _torchvision(key: str, data: bytes) -> torch.Tensor | None:
 
 CASES = {
     # A plain batch of 256 augmented photographs is 0.8 s of two workers' time, too coarse to measure.
-    "photographs": Case("photographs", replace(IMAGENET, noise_std=0.001, **JITTER), "pil", plain_batch=32),
+    "photographs": Case(
+        "photographs", replace(IMAGENET, noise_std=0.001, **JITTER), "pil", plain_batch=32, network="resnet18-cbam"
+    ),
     "decode": Case("photographs", IMAGENET, _torchvision),
     "small": Case("small", CIFAR, "pil", resident=True),
     "grey": Case("grey", AugmentSpec(), "pil", resident=True),
@@ -252,21 +278,26 @@ def _plain_batches(
             .to_tuple(extension)
             .map_tuple(v2.Compose([v2.ToImage(), *transforms]))
         )
-        for (batch,) in DataLoader(images, batch_size=case.plain_batch, num_workers=_cores()):
-            yield len(batch.to(device))
+        on_gpu = device.type == "cuda"
+        loader = DataLoader(images, batch_size=case.plain_batch, num_workers=_cores(), pin_memory=on_gpu)
+        for (batch,) in loader:
+            yield len(batch.to(device, non_blocking=on_gpu))
 
 
 def _cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def _memory(case: Case, manifest: Manifest, device: torch.device) -> dict[str, float]:
-    """The process's resident memory in MiB after as many batches as the name says."""
-    found = {}
-    with closing(_batches(case, manifest, device)) as batches:
+def _memory(case: Case, manifest: Manifest, device: torch.device) -> dict[str, dict[str, float]]:
+    """The process's resident memory in MiB after as many batches as the names say, and a GPU's, DALI's included."""
+    found: dict[str, dict[str, float]] = {"resident_mib": {}, **({"device_mib": {}} if device.type == "cuda" else {})}
+    with closing(_batches(case, manifest, device, LoaderSpec())) as batches:
         for number in range(1, MEMORY_BATCHES[-1] + 1):
             next(batches)
             if number in MEMORY_BATCHES:
-                pages = int(Path("/proc/self/statm").read_text().split()[1])
-                found[f"after_{number}_batches"] = round(pages * os.sysconf("SC_PAGE_SIZE") / 2**20, 1)
+                after, pages = f"after_{number}_batches", int(Path("/proc/self/statm").read_text().split()[1])
+                found["resident_mib"][after] = round(pages * os.sysconf("SC_PAGE_SIZE") / 2**20, 1)
+                if device.type == "cuda":
+                    free, total = torch.cuda.mem_get_info(device)
+                    found["device_mib"][after] = round((total - free) / 2**20, 1)
     return found

@@ -24,19 +24,21 @@ from torch import nn
 
 from fastad import bench, shard
 from fastad.augment import AugmentSpec
-from fastad.bench import batches_of, plain_batches, rate, sets_and_plan
+from fastad.bench import plain_batches, rate, sets_and_plan
 from fastad.bench_loader import CIFAR, IMAGENET, JITTER
 from fastad.errors import FastadError, unknown
-from fastad.group import Member, Workbench, step
+from fastad.group import Workbench, step
 from fastad.listing import Converter
 from fastad.manifest import Sample
 from fastad.networks import Detector, build
 from fastad.objectives import find
+from fastad.pipeline import Unmade
 from fastad.progress import progress
 from fastad.recipe import Recipe, parse
-from fastad.roofline import Roof, floor_s, flops, least_bytes, measured_roof
+from fastad.roofline import floor_s, flops, least_bytes, measured_roof
 from fastad.run import environment
 from fastad.seeds import generator
+from fastad.sets import training_sources
 
 GROUPS = (1, 2, 4)
 OBJECTIVES = ("hsc", "deep-sad", "bce", "focal")
@@ -121,9 +123,10 @@ def measure_step(recipe: Recipe, shards: Path, device: torch.device, repeats: in
     """
     sets, plan = sets_and_plan(recipe, shards)
     workbench = Workbench(recipe, sets.shape_hwc, device)
-    compiled = workbench.compiles(recipe.optim.epochs * plan.steps_per_epoch)
-    members = [workbench.member(find(name), 1, compiled) for name in recipe.objectives[: max(GROUPS)]]
-    batches = batches_of(recipe, sets, plan, device)
+    execution = workbench.execution(recipe.optim.epochs * plan.steps_per_epoch)
+    members = [workbench.member(find(name), 1, execution) for name in recipe.objectives[: max(GROUPS)]]
+    sources = training_sources(recipe, sets, plan, device)
+    batches = workbench.batches(plan, sources, recipe.augment, device, loader=recipe.loader)
     sizes = [size for size in GROUPS if size <= len(members)]
 
     def group_step(size: int) -> int:
@@ -144,8 +147,7 @@ def measure_step(recipe: Recipe, shards: Path, device: torch.device, repeats: in
             loop(0.0)  # their processes have started, and take no time from what is measured first
         for _ in range(repeats):
             for size in sizes:
-                for _ in range(bench.WARM_UP_BATCHES):
-                    group_step(size)
+                bench.warm_up(lambda size=size: group_step(size), device)  # type: ignore[misc]
                 _forget_memory(device)
                 rates[str(size)].append(rate(lambda size=size: group_step(size), device))  # type: ignore[misc]
                 memory[size] = _memory_mib(device)
@@ -154,17 +156,29 @@ def measure_step(recipe: Recipe, shards: Path, device: torch.device, repeats: in
                 rates[name].append(loops[name](bench.SECONDS_A_MEASUREMENT))
                 advance()
     batch = next(batches)
+    images = batch.made().images if isinstance(batch, Unmade) else batch.images
     roof = measured_roof(device, workbench.precision)
+    counted = [(flops(member.model, images), least_bytes(member.model, images)) for member in members]
     found: dict[str, Any] = {}
     for size in sizes:
-        found |= _figures(recipe.network, size, members, rates, memory[size], roof, batch.images[:])
+        arithmetic, moved = (sum(numbers) for numbers in zip(*counted[:size], strict=True))
+        found |= _figures(
+            f"{recipe.network}_group_of_{size}",
+            [rates[name] for name in names[:size]],
+            rates[str(size)],
+            size * len(images),
+            arithmetic / roof.flops_per_s,
+            floor_s(arithmetic, moved, roof),
+        )
+        found[f"{recipe.network}_group_of_{size}_memory_mib"] = round(memory[size], 1)
     return found | {
         "each_images_per_s": {
             f"{recipe.network}_{f'group_of_{key}' if key.isdigit() else f'plain_{key}'}": _rounded(values)
             for key, values in rates.items()
         },
         f"{recipe.network}_batch_size": plan.batch_size,
-        f"{recipe.network}_compiled": compiled,
+        f"{recipe.network}_compiled": execution.compiled,
+        f"{recipe.network}_memory_format": execution.memory_format,
         "objectives": names,
         "repeats": repeats,
         "precision": workbench.precision,
@@ -176,31 +190,26 @@ def measure_step(recipe: Recipe, shards: Path, device: torch.device, repeats: in
 
 
 def _figures(
-    network: str,
-    size: int,
-    members: Sequence[Member],
-    rates: dict[str, list[float]],
-    memory_mib: float,
-    roof: Roof,
-    images: torch.Tensor,
+    name: str,
+    plain_rates: Sequence[Sequence[float]],
+    group_rates: Sequence[float],
+    images: int,
+    arithmetic_s: float,
+    least_s: float,
 ) -> dict[str, Any]:
-    """A group's figures; its plain loops take the time of one after another."""
-    name = f"{network}_group_of_{size}"
-    group = median(rates[str(size)])
-    plain = size / sum(1 / median(rates[member.objective.name]) for member in members[:size])
-    step_ms = [1e3 * size * len(images) / value for value in sorted(rates[str(size)], reverse=True)]
-    counted = [(flops(member.model, images), least_bytes(member.model, images)) for member in members[:size]]
-    arithmetic, moved = (sum(numbers) for numbers in zip(*counted, strict=True))
-    seconds = median(step_ms) / 1e3
+    """A group's figures, of steps of so many images, that of every objective counted; its plain loops take the time of
+    one after another. `arithmetic_s`, `least_s`: what arithmetic alone, and all, would take at least."""
+    group = median(group_rates)
+    plain = len(plain_rates) / sum(1 / median(values) for values in plain_rates)
+    step_s = sorted(images / value for value in group_rates)
     return {
         f"{name}_ratio": round(group / plain, 2),
         f"{name}_images_per_s": round(group, 1),
         f"plain_{name}_images_per_s": round(plain, 1),
-        f"{name}_step_ms": round(median(step_ms), 3),
-        f"{name}_step_ms_range": [round(step_ms[0], 3), round(step_ms[-1], 3)],
-        f"{name}_mfu": round(arithmetic / roof.flops_per_s / seconds, 3),
-        f"{name}_roofline_share": round(floor_s(arithmetic, moved, roof) / seconds, 3),
-        f"{name}_memory_mib": round(memory_mib, 1),
+        f"{name}_step_ms": round(1e3 * median(step_s), 3),
+        f"{name}_step_ms_range": [round(1e3 * seconds, 3) for seconds in (step_s[0], step_s[-1])],
+        f"{name}_mfu": round(arithmetic_s / median(step_s), 3),
+        f"{name}_roofline_share": round(least_s / median(step_s), 3),
     }
 
 
@@ -220,7 +229,8 @@ def _forget_memory(device: torch.device) -> None:
 def _memory_mib(device: torch.device) -> float:
     """The most memory used since then."""
     if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
+        # Not what is allocated: a captured step's memory is its graph's own, and counts as free while it is replayed.
+        return torch.cuda.max_memory_reserved(device) / 2**20
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) / 2**10
 
@@ -238,7 +248,7 @@ def _plain_loop(
 
     def measured(seconds: float) -> float:
         try:
-            ours.send((bench.WARM_UP_BATCHES, seconds))
+            ours.send(seconds)
             return float(ours.recv())
         except (EOFError, OSError) as error:
             raise FastadError(f"the plain loop of {objective} has ended: what it said stands above") from error
@@ -256,9 +266,8 @@ def _serve(connection: Connection, recipe: Recipe, shards: Path, objective: str,
     work = plain_step(recipe, shards, objective, torch.device(device))
     with suppress(EOFError, OSError):
         while True:
-            warm_up, seconds = connection.recv()
-            for _ in range(warm_up):
-                work()
+            seconds = connection.recv()
+            bench.warm_up(work, torch.device(device))
             connection.send(rate(work, torch.device(device), seconds))
 
 

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fastad import __version__
-from fastad.cli_sweep import bench_sweep, sweep
+from fastad.cli_bench import bench
+from fastad.cli_sweep import sweep
 from fastad.errors import FastadError, Interrupted, raise_on_signals
 from fastad.options import (
     DeviceOption,
@@ -24,7 +25,9 @@ from fastad.options import (
     SetArgument,
     SetOption,
     ShardsOption,
+    part_of,
     print_figures,
+    share_of,
 )
 
 if TYPE_CHECKING:
@@ -57,6 +60,7 @@ def _root(
 def shard(
     name: Annotated[str, typer.Argument(metavar="SET", help="A data set fastad knows, or a converter's path (.py)")],
     raw: Annotated[Path | None, typer.Argument(help="Where the raw data are, for sets that need them")] = None,
+    set_name: Annotated[str | None, typer.Option("--name", help="What recipes call the set [default: SET]")] = None,
     out: Annotated[Path | None, typer.Option("--out", help="Shard home [default: $FASTAD_SHARDS or ./shards]")] = None,
     resize: Annotated[int | None, typer.Option(min=1, help="Short side in px of images that are larger")] = None,
     quality: Annotated[int | None, typer.Option(min=1, max=100, help="Of the JPEGs written [default: 95]")] = None,
@@ -94,35 +98,18 @@ def shard(
             name,
             raw,
             shard_home(out),
+            name=set_name,
             encoding=Encoding(resize, quality, checked=not unchecked),
             in_place=in_place,
             options={key: value for key, value in (("split", split), ("limit", limit)) if value is not None},
-            max_bad=_share(max_bad),
-            part=Part(*_part(part)),
+            max_bad=share_of(max_bad),
+            part=Part(*part_of(part)),
             workers=workers,
             ray=ray,
         )
     if manifest is not None:
         left_out = len(manifest.facts["rejects"])
         print(f"{manifest.folder}: {len(manifest.key):,} images in {len(manifest.shards)} shards, {left_out} left out")
-
-
-def _share(text: str) -> float:
-    """A share such as "0.5%" or "0.005"."""
-    try:
-        share = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
-    except ValueError:
-        share = -1.0
-    if not 0 <= share <= 1:
-        raise FastadError(f"--max-bad must be a share from 0 to 1 or 0% to 100%, found {text!r}")
-    return share
-
-
-def _part(text: str) -> tuple[int, int]:
-    index, _, count = text.partition("/")
-    if not (index.isdecimal() and count.isdecimal() and 1 <= int(index) <= int(count)):
-        raise FastadError(f"--part must be I/N with I from 1 to N, found {text!r}")
-    return int(index), int(count)
 
 
 @app.command()
@@ -165,7 +152,7 @@ def inspect(
         typer.Option(metavar="RECIPE", help="Draw the first batch of a recipe as its network gets it into OUT.png"),
     ] = None,
     class_name: Annotated[str | None, typer.Option("--class", help="For --batch [default: the set's first]")] = None,
-    seed: Annotated[int, typer.Option(help="For --batch")] = 1,
+    seed: Annotated[int | None, typer.Option(help="For --batch [default: 1]")] = None,
     set_: SetOption = None,
     shards: ShardsOption = None,
     grid: Annotated[Path | None, typer.Option(help="Draw a labelled picture of samples into this PNG file")] = None,
@@ -173,28 +160,37 @@ def inspect(
     as_json: JsonOption = False,
 ) -> None:
     """Show what is in a shard set, or with --batch what a network is trained on."""
-    from fastad import inspect
-    from fastad.files import atomic
-    from fastad.manifest import open_set
-    from fastad.stage import local_home, local_set
-
-    if batch is not None:
-        from fastad.batch_picture import batch_picture
-        from fastad.recipe import load
-        from fastad.run import choose_device
-
-        recipe = load(batch, set_ or ())
-        home = local_home(shards, recipe.data.sets)
-        picture = batch_picture(recipe, home, class_name, seed, choose_device("cpu"))
-        with atomic(Path(place)) as file:
-            picture.save(file, format="PNG")
+    of_sets = {"--grid": grid, "--against": against, "--json": as_json or None}
+    of_batches = {"--class": class_name, "--seed": seed, "--set": set_, "--shards": shards}
+    for option, value in (of_batches if batch is None else of_sets).items():
+        if value is not None:
+            use = "is for --batch RECIPE" if batch is None else "shows a set, and --batch a recipe's batch"
+            raise FastadError(f"inspect: {option} {use}: leave out one")
+    if batch is None:
+        _inspect_set(place, grid, against, as_json)
         return
+    from fastad.batch_picture import batch_picture
+    from fastad.inspect import write_png
+    from fastad.recipe import load
+    from fastad.run import choose_device
+    from fastad.stage import local_home
+
+    recipe = load(batch, set_ or ())
+    home = local_home(shards, recipe.data.sets)
+    seed = 1 if seed is None else seed
+    write_png(batch_picture(recipe, home, class_name, seed, choose_device("cpu")), Path(place))
+
+
+def _inspect_set(place: str, grid: Path | None, against: str | None, as_json: bool) -> None:
+    from fastad import inspect
+    from fastad.manifest import open_set
+    from fastad.stage import local_set
+
     manifest = open_set(local_set(place))
     other = None if against is None else open_set(local_set(against))
     print(json.dumps(inspect.facts(manifest, other)) if as_json else inspect.summary(manifest, other))
     if grid is not None:
-        with atomic(grid) as file:
-            inspect.grid(manifest).save(file, format="PNG")
+        inspect.write_png(inspect.grid(manifest), grid)
 
 
 @app.command()
@@ -259,6 +255,30 @@ def evaluate(
     _print_results(finished_results(folders), as_json)
 
 
+@app.command()
+def score(
+    folder: Annotated[Path, typer.Argument(metavar="RUN_DIR", help="The folder of a finished run")],
+    place: SetArgument,
+    split: Annotated[str | None, typer.Option(help="Only the images of a split")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="A CSV file [default: standard output]")] = None,
+    device: DeviceOption = "auto",
+) -> None:
+    """Score the images of a set with a trained detector: a CSV line for each, higher for what is more anomalous."""
+    from fastad.files import write_text
+    from fastad.run import choose_device, find_runs
+    from fastad.score import csv_of, score_set
+    from fastad.stage import local_set
+
+    if len(runs := find_runs([folder])) > 1:
+        raise FastadError(f"{folder} holds {len(runs)} runs: name one, such as {runs[0].folder}")
+    text = csv_of(score_set(runs[0], local_set(place), choose_device(device), split))
+    if out is None:
+        sys.stdout.write(text)
+    else:
+        write_text(out, text)
+        print(out)
+
+
 def _print_results(results: Sequence["RunResult"], as_json: bool) -> None:
     from fastad.results import results_json, results_table
 
@@ -297,103 +317,7 @@ def quickstart(
         print(path)
 
 
-bench = typer.Typer(no_args_is_help=True, help="Measure speed against a plain PyTorch loop in the same run.")
 app.add_typer(bench, name="bench")
-
-RepeatsOption = Annotated[int, typer.Option(min=1, help="Measurements of either side, taken in turns")]
-
-
-@bench.command("loader")
-def bench_loader(
-    recipe: Annotated[
-        str | None, typer.Argument(help="A recipe's sets in place of the benchmark's own, which it makes")
-    ] = None,
-    repeats: RepeatsOption = 5,
-    case: Annotated[
-        list[str] | None, typer.Option(help="Of the benchmark's own, only these (repeatable) [default: all]")
-    ] = None,
-    set_: SetOption = None,
-    shards: ShardsOption = None,
-    device: DeviceOption = "auto",
-    as_json: JsonOption = False,
-) -> None:
-    """Images per second of fastad's batches, against webdataset and torchvision in a DataLoader."""
-    if recipe is None:
-        from fastad.bench_loader import measure_cases
-        from fastad.run import choose_device
-
-        if set_ or shards:
-            raise FastadError("bench loader makes its own sets without a recipe: name one to use --set or --shards")
-        print_figures(measure_cases(choose_device(device), repeats, case or ()), as_json)
-        return
-    if case:
-        raise FastadError("bench loader: --case is for the benchmark's own sets, and a recipe is named: leave out one")
-    from fastad.bench import measure_loader
-
-    _bench(measure_loader, recipe, repeats, set_, shards, device, as_json)
-
-
-@bench.command("step")
-def bench_step(
-    recipe: Annotated[
-        str | None, typer.Argument(help="A recipe's network and sets in place of every network on images made here")
-    ] = None,
-    network: Annotated[
-        list[str] | None, typer.Option("--network", help="Without a recipe: this network only (repeatable)")
-    ] = None,
-    repeats: RepeatsOption = 5,
-    set_: SetOption = None,
-    shards: ShardsOption = None,
-    device: DeviceOption = "auto",
-    as_json: JsonOption = False,
-) -> None:
-    """Speed of training groups of objectives, against plain eager PyTorch loops fed by a DataLoader."""
-    if recipe is None:
-        from fastad.bench_step import measure_networks
-        from fastad.run import choose_device
-
-        if set_ or shards:
-            raise FastadError("bench step makes its own sets without a recipe: name one to use --set or --shards")
-        print_figures(measure_networks(choose_device(device), repeats, network or ()), as_json)
-        return
-    if network:
-        raise FastadError("bench step measures a recipe's network: leave --network out, or the recipe")
-    from fastad.bench_step import measure_step
-
-    _bench(measure_step, recipe, repeats, set_, shards, device, as_json)
-
-
-@bench.command("shard")
-def bench_shard(
-    repeats: RepeatsOption = 3,
-    workers: Annotated[int | None, typer.Option(min=1, help="Processes that write [default: all cores]")] = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Speed of sharding, against plain loops; and the cost of opening a set of 14.2 million images."""
-    from fastad.bench_shard import measure_shard
-
-    print_figures(measure_shard(workers, repeats), as_json)
-
-
-bench.command("sweep")(bench_sweep)
-
-
-def _bench(
-    measure: Any,
-    recipe: str,
-    repeats: int,
-    overrides: list[str] | None,
-    shards: str | None,
-    device: str,
-    as_json: bool,
-) -> None:
-    from fastad.recipe import load
-    from fastad.run import choose_device
-    from fastad.stage import local_home
-
-    resolved = load(recipe, overrides or ())
-    home = local_home(shards, resolved.data.sets)
-    print_figures(measure(resolved, home, choose_device(device), repeats), as_json)
 
 
 def main() -> None:
@@ -411,5 +335,6 @@ def main() -> None:
         # What typer raises for wrong usage is its own copy of click's; only this method tells it from other errors.
         if not hasattr(error, "format_message"):
             raise
-        print(f"fastad: {error.format_message()} (see --help)", file=sys.stderr)
+        if message := error.format_message():  # none where help was printed for want of a command
+            print(f"fastad: {message} (see --help)", file=sys.stderr)
         sys.exit(2)

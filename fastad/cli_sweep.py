@@ -1,6 +1,6 @@
-"""The command line of sweeps: `fastad sweep` and `fastad bench sweep`, which `fastad.cli` takes in.
+"""The command line of sweeps: `fastad sweep`, which `fastad.cli` takes in.
 
-Owns their arguments, and what of their outcome is printed; heavy imports stand inside the commands.
+Owns its arguments, and what of its outcome is printed; heavy imports stand inside the command.
 Use: `fastad sweep --help`.
 """
 
@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from fastad.errors import FastadError
-from fastad.options import DeviceOption, JsonOption, OutOption, SetOption, ShardsOption, print_figures
+from fastad.options import DeviceOption, JsonOption, OutOption, SetOption, ShardsOption
 
 
 def sweep(
@@ -86,16 +86,3 @@ def _print_costs(shards: Path, out: Path, as_json: bool) -> None:
 
     found = costs(shards, out)
     print(json.dumps([dataclasses.asdict(each) for each in found]) if as_json else costs_text(found))
-
-
-def bench_sweep(
-    groups: Annotated[int, typer.Option(min=2, help="Groups of a warm worker")] = 64,
-    singles: Annotated[int, typer.Option(min=1, help="Trainings in a process each, to compare with")] = 4,
-    device: DeviceOption = "auto",
-    as_json: JsonOption = False,
-) -> None:
-    """Share of a sweep's time that is not spent on training steps, against a process for each training."""
-    from fastad.bench_sweep import measure_sweep
-    from fastad.run import choose_device
-
-    print_figures(measure_sweep(choose_device(device), groups, singles), as_json)

@@ -1,26 +1,28 @@
 """DALI's part of a batch: decoding, resizing, cropping and flipping, on a GPU or on the CPU.
 
-Owns the graph, its feeding from readers, and beginning anew past images that DALI refuses; values of pixels are
-`fastad.pixels`', which image stands in for a bad one `fastad.faults`'.
+Owns the graph, the hand-over of what it makes, and beginning anew past images that DALI refuses; what it is fed is
+`fastad.external_source`'s, values of pixels are `fastad.pixels`'.
 Use: `for crops in dali_crops(origins, wanted, Decoding(spec, device, LoaderSpec())): ...`.
 """
 
 import itertools
+import os
 import warnings
-from collections import defaultdict, deque
+from collections import defaultdict
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, fields, replace
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from fastad.ahead import ahead
-from fastad.augment import AugmentSpec, Draws, Geometry, place
+from fastad.augment import AugmentSpec, Draws
 from fastad.errors import FastadError
-from fastad.faults import Origin, note_bad, note_cut, reason
+from fastad.external_source import ExternalSource, ReadBatch, read_in_order
+from fastad.faults import Origin, note_bad, reason
 from fastad.feed import Wanted, in_order
 from fastad.reader import ShardReader
 
@@ -50,14 +52,21 @@ class LoaderSpec:
         return [item.name for item in fields(self) if item.name in TUNED and getattr(self, item.name) == item.default]
 
     def settled(self, device: torch.device) -> "LoaderSpec":
-        """With values for what is left open: as many threads as PyTorch has; DALI's own defaults on a GPU; and on a
-        CPU one batch, as what is decoded meanwhile takes the cores from what finishes images (README, Development)."""
+        """With values for what is left open: as many threads as PyTorch has, or on a GPU under torchrun, which gives
+        PyTorch one, a process's part of the cores; DALI's own defaults on a GPU; and on a CPU one batch, as what is
+        decoded meanwhile takes the cores from what finishes images (README, Development)."""
+        shared = device.type == "cuda" and "LOCAL_WORLD_SIZE" in os.environ
         values: dict[str, Any] = {
-            "threads": torch.get_num_threads(),
+            "threads": cores_here() if shared else torch.get_num_threads(),
             "prefetch": 2 if device.type == "cuda" else 1,
             "hw_decoder_load": 0.65,
         }
         return replace(self, **{name: values[name] for name in self.left_open()})
+
+
+def cores_here() -> int:
+    """The cores of this process; of several on a machine, whose number torchrun tells, each has its part of them."""
+    return max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +76,13 @@ class Decoding:
     spec: AugmentSpec
     device: torch.device
     loader: LoaderSpec
+
+    @property
+    def device_id(self) -> int | None:
+        """The GPU's number as DALI wants it, None for the CPU."""
+        if self.device.type == "cpu":
+            return None
+        return torch.cuda.current_device() if self.device.index is None else self.device.index
 
 
 class Crops(NamedTuple):
@@ -82,8 +98,9 @@ class Crops(NamedTuple):
 def dali_crops(
     origins: Sequence[Origin], wanted: Sequence[Iterator[Wanted]], decoding: Decoding
 ) -> Generator[tuple[Crops, ...], None, None]:
-    """The crops of what is wanted of each origin, in order; their memory is DALI's, and valid until the next are asked
-    for. Origins that need the same of DALI share a pipeline: two would wait for each other by turns.
+    """The crops of what is wanted of each origin, in order; their memory is DALI's, which uses it again once no tensor
+    shares it and, on a GPU, the stream that was current when they came has done what was asked of it by then.
+    Origins that need the same of DALI share a pipeline: two would wait for each other by turns.
 
     Images that cannot be decoded are noted in the origin's faults, said, and replaced as they say; or they stop it with
     a `FastadError` that names them, where none may stand in.
@@ -122,6 +139,11 @@ def whole_images(
     with closing(_executed([origin], wanted, decoding, crops=False)) as executed:
         for made, _ in executed:
             yield [torch.from_dlpack(made[place]) for place in range(len(made))]
+    if decoding.device.type == "cuda":
+        # Done once, before a training that needs the memory that DALI would keep for more.
+        from nvidia.dali.backend import ReleaseUnusedMemory  # type: ignore[attr-defined]
+
+        ReleaseUnusedMemory()
 
 
 class _Kind(NamedTuple):
@@ -137,18 +159,7 @@ def _kind(reader: ShardReader, spec: AugmentSpec) -> _Kind:
     return _Kind(reader.is_encoded, reader.manifest.channels, resizes)
 
 
-class _Read(NamedTuple):
-    """What DALI gets of an origin's part of a batch: encoded images or pixels, and how they are moved."""
-
-    wanted: Wanted
-    images: "list[np.ndarray] | np.ndarray"
-    geometry: Geometry
-
-
-_Batch = tuple[_Read, ...]
-
-
-def _crops(pixels: Tensor, read: _Batch) -> tuple[Crops, ...]:
+def _crops(pixels: Tensor, read: ReadBatch) -> tuple[Crops, ...]:
     parts = pixels.split([len(part.wanted.rows) for part in read])
     return tuple(
         Crops(some, part.wanted.rows, part.wanted.draws, part.geometry.inside())
@@ -158,12 +169,12 @@ def _crops(pixels: Tensor, read: _Batch) -> tuple[Crops, ...]:
 
 def _executed(
     origins: Sequence[Origin], wanted: Iterator[tuple[Wanted, ...]], decoding: Decoding, *, crops: bool
-) -> Generator[tuple[Any, _Batch], None, None]:
+) -> Generator[tuple[Any, ReadBatch], None, None]:
     """What DALI makes of each batch that is wanted, and the batch; past an image that it refuses it begins anew."""
     device, spec = decoding.device, decoding.spec
     what = f"reading {', '.join(dict.fromkeys(origin.reader.manifest.name for origin in origins))}"
-    with closing(ahead(_read(origins, wanted, spec), depth=READ_AHEAD, what=what)) as read:
-        source = _Source(read)
+    with closing(ahead(read_in_order(origins, wanted, spec), depth=READ_AHEAD, what=what)) as read:
+        source = ExternalSource(read)
         while (first := source.first()) is not None:
             pipeline = _graph(source, _kind(origins[0].reader, spec), first, decoding, crops=crops)
             try:
@@ -173,78 +184,15 @@ def _executed(
                     yield made, source.under_way.popleft()
             except StopIteration:
                 return
-            except RuntimeError as error:
+            except (RuntimeError, MemoryError) as error:
                 # The pipeline is of no more use. What it had taken is read again, with other images for the bad ones.
                 taken = list(source.under_way)
                 _note_refused(origins, taken, decoding, error)
                 again = (tuple(part.wanted for part in batch) for batch in taken)
-                source.take_back(_read(origins, again, spec))
+                source.take_back(read_in_order(origins, again, spec))
 
 
-def _read(origins: Sequence[Origin], wanted: Iterator[tuple[Wanted, ...]], spec: AugmentSpec) -> Iterator[_Batch]:
-    """Reads in order, asking the system for one batch more than is read."""
-    coming = deque(itertools.islice(wanted, 1))
-    while coming:
-        for following in itertools.islice(wanted, 1):
-            for origin, part in zip(origins, following, strict=True):
-                origin.reader.ask_ahead(part.rows)
-            coming.append(following)
-        yield tuple(_read_part(*each, spec) for each in zip(origins, coming.popleft(), strict=True))
-
-
-def _read_part(origin: Origin, part: Wanted, spec: AugmentSpec) -> _Read:
-    (reader, faults), manifest = origin, origin.reader.manifest
-    rows = faults.sound(part.rows)
-    images = reader.files(rows) if reader.is_encoded else reader.arrays(rows)
-    while reader.is_encoded and note_cut(origin, rows, images):
-        rows = faults.sound(part.rows)
-        images = reader.files(rows)
-    geometry = place(spec, part.draws, manifest.height[rows], manifest.width[rows])
-    return _Read(part._replace(rows=rows), images, geometry)
-
-
-class _Source:
-    """Gives DALI its inputs and remembers, in the same order, what is under way."""
-
-    def __init__(self, read: Iterator[_Batch]) -> None:
-        self.read = read
-        self.again: deque[_Batch] = deque()
-        self.under_way: deque[_Batch] = deque()
-
-    def first(self) -> _Batch | None:
-        """What DALI will get next, None at the end."""
-        if not self.again:
-            self.again.extend(itertools.islice(self.read, 1))
-        return self.again[0] if self.again else None
-
-    def take_back(self, instead: Iterable[_Batch]) -> None:
-        """Puts others in the place of what is under way, to be given again."""
-        self.under_way.clear()
-        self.again.extendleft(reversed(list(instead)))
-
-    def __iter__(self) -> Self:
-        return self
-
-    def __next__(self) -> tuple[Any, ...]:
-        taken = self.again.popleft() if self.again else next(self.read)
-        self.under_way.append(taken)
-        size, start, flip = (
-            np.concatenate([getattr(part.geometry, name) for part in taken]) for name in ("size_hw", "start", "flip")
-        )
-        return _joined([part.images for part in taken]), size.astype(np.float32), start, flip.astype(np.int32)
-
-
-def _joined(images: "Sequence[list[np.ndarray] | np.ndarray]") -> "list[np.ndarray] | np.ndarray":
-    """All parts' images: one array where they are arrays of one size, which DALI takes as a whole."""
-    if len(images) == 1:
-        return images[0]
-    arrays = [each for each in images if isinstance(each, np.ndarray)]
-    if len(arrays) == len(images) and len({each.shape[1:] for each in arrays}) == 1:
-        return np.concatenate(arrays)
-    return list(itertools.chain.from_iterable(images))
-
-
-def _graph(source: _Source, kind: _Kind, first: _Batch, decoding: Decoding, *, crops: bool) -> Any:
+def _graph(source: ExternalSource, kind: _Kind, first: ReadBatch, decoding: Decoding, *, crops: bool) -> Any:
     """The graph: decode, resize, crop, flip; what no image needs is not in it.
 
     Where nothing is resized or padded, only the crop's region is decoded.
@@ -259,7 +207,7 @@ def _graph(source: _Source, kind: _Kind, first: _Batch, decoding: Decoding, *, c
     @pipeline_def(
         batch_size=sum(len(part.wanted.rows) for part in first),
         num_threads=loader.threads,
-        device_id=torch.cuda.current_device() if on_gpu else None,
+        device_id=decoding.device_id,
         prefetch_queue_depth=loader.prefetch,
         exec_dynamic=True,
     )
@@ -267,7 +215,7 @@ def _graph(source: _Source, kind: _Kind, first: _Batch, decoding: Decoding, *, c
         images, size, start, flip = fn.external_source(
             source, num_outputs=4, batch=True, layout=["" if encoded else "HWC", "", "", ""]
         )
-        how = _how(on_gpu, loader)
+        how = _how(decoding)
         if regional:
             images = fn.decoders.image_slice(images, start=start, shape=out_hw, axes=(0, 1), **how)
         elif encoded:
@@ -288,18 +236,28 @@ def _graph(source: _Source, kind: _Kind, first: _Batch, decoding: Decoding, *, c
     return pipeline
 
 
-def _how(on_gpu: bool, loader: LoaderSpec) -> dict[str, Any]:
+def _how(decoding: Decoding) -> dict[str, Any]:
     """How DALI's decoders are to decode: to the pixels that Pillow makes of the same file."""
     from nvidia.dali import types
 
-    how = {"device": "mixed" if on_gpu else "cpu", "output_type": types.RGB, "adjust_orientation": False}
+    how = {"device": "cpu", "output_type": types.RGB, "adjust_orientation": False}
+    if decoding.device.type == "cpu":
+        return how
     # Fancy upsampling as Pillow does it; on the CPU there is no other.
-    return how | ({"hw_decoder_load": loader.hw_decoder_load, "jpeg_fancy_upsampling": True} if on_gpu else {})
+    return how | {
+        "device": "mixed",
+        "hw_decoder_load": decoding.loader.hw_decoder_load,
+        "jpeg_fancy_upsampling": True,
+    }
 
 
-def _note_refused(origins: Sequence[Origin], taken: Sequence[_Batch], decoding: Decoding, error: RuntimeError) -> None:
-    """Notes the images that DALI refuses, in the first of the parts it had that has any."""
-    for origin, part in ((origin, part) for batch in taken for origin, part in zip(origins, batch, strict=True)):
+def _note_refused(
+    origins: Sequence[Origin], taken: Sequence[ReadBatch], decoding: Decoding, error: RuntimeError | MemoryError
+) -> None:
+    """Notes the images that DALI refuses, in the first of the parts it had that has any; raises `FastadError` if it is
+    not images that it cannot work with."""
+    parts = [(origin, part) for batch in taken for origin, part in zip(origins, batch, strict=True)]
+    for origin, part in parts if isinstance(error, RuntimeError) else ():
         if not origin.reader.is_encoded:
             continue
         rows = part.wanted.rows.tolist()
@@ -313,26 +271,30 @@ def _note_refused(origins: Sequence[Origin], taken: Sequence[_Batch], decoding: 
     named = list(zip(origins, taken[0] if taken else (), strict=False))
     keys = [origin.reader.manifest.key[row].decode() for origin, part in named for row in part.wanted.rows[:3].tolist()]
     folders = ", ".join(dict.fromkeys(str(origin.reader.manifest.folder) for origin in origins))
-    said = str(error).strip().splitlines()[0]
-    raise FastadError(f"DALI cannot make a batch of {folders} ({', '.join(keys)} …): {said}") from error
+    advice = ": less is needed with --set loader.prefetch=1" if isinstance(error, MemoryError) else ""
+    raise FastadError(f"DALI cannot make a batch of {folders} ({', '.join(keys)} …): {_said(error)}{advice}") from error
+
+
+def _said(error: Exception) -> str:
+    """The line of DALI's message that tells what is wrong; before it stands where in the graph it was met."""
+    lines = [line.strip() for line in str(error).rpartition("encountered:")[2].splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
 
 
 def _refused(images: "list[np.ndarray] | np.ndarray", decoding: Decoding) -> list[int]:
     """The places of the images that DALI does not decode, each given to it alone."""
     from nvidia.dali import fn, pipeline_def
 
-    on_gpu = decoding.device.type == "cuda"
-
     @pipeline_def(
         batch_size=1,
         num_threads=1,
-        device_id=torch.cuda.current_device() if on_gpu else None,
+        device_id=decoding.device_id,
         prefetch_queue_depth=1,
         exec_dynamic=True,
     )
     def alone(some: Iterable[np.ndarray]) -> Any:
         encoded = fn.external_source(([image] for image in some), batch=True)
-        return fn.decoders.image(encoded, **_how(on_gpu, decoding.loader))
+        return fn.decoders.image(encoded, **_how(decoding))
 
     refused: list[int] = []
     done = 0

@@ -8,7 +8,7 @@ Owns decoding, its checks, and the rules for images that are not plain RGB JPEGs
   up to 64 px, else a JPEG.
 - An exact image (a mask) is a PNG: one that is a PNG passes byte for byte, others keep their pixels; to a smaller size
   it comes by nearest neighbours.
-- EXIF orientation is never applied, as in `fastad.pipeline`.
+- EXIF orientation is never applied, as in `fastad.dali`.
 - What does not decode completely, or has more than `LARGEST_PIXELS` pixels, is refused.
 
 Plain JPEGs are decoded by libjpeg-turbo itself (simplejpeg), to the same pixels as by Pillow in three quarters of the

@@ -18,20 +18,21 @@ from fastad.dali import Decoding
 from fastad.errors import FastadError
 from fastad.evaluate import measure, score_batches
 from fastad.faults import Origin
-from fastad.group import Member, step
+from fastad.group import Member, Workbench, step
 from fastad.networks import parameter_count
-from fastad.objectives import Objective
-from fastad.pipeline import Source, evaluation_batches, train_batches
+from fastad.pipeline import Source, evaluation_batches
 from fastad.plan import ENDLESS_EPOCHS, Plan
+from fastad.prepare import finishes_compiled, prepare
 from fastad.progress import duration
 from fastad.ranks import share
 from fastad.reader import ShardReader
 from fastad.recipe import Recipe
 from fastad.resident import hold
-from fastad.run import environment, locate
+from fastad.run import environment
 from fastad.seeds import generator
 from fastad.sets import Sets, make_plan, memory_held, one_vs_rest, stream_faults
-from fastad.training import any_uses_oe, asked
+from fastad.step_graph import WARM_UP
+from fastad.training import any_uses_oe
 from fastad.warm import Warm
 
 # Of each stream and of the test; more would only take longer to decode.
@@ -56,23 +57,26 @@ def estimate(
     """
     if share().ranks > 1:
         raise FastadError("--dry-run measures one process: run it without torchrun")
-    warm = Warm()
-    sets = warm.sets(recipe, shards, device)
-    workbench = warm.workbench(recipe, sets.shape_hwc, device)
-    wanted, pairs = asked(recipe, sets, classes, objectives, seeds)
-    undone = {pair: _undone(out, recipe, pair, wanted) for pair in pairs}
+    prepared = prepare(
+        recipe, shards=shards, out=out, device=device, classes=classes, objectives=objectives, seeds=seeds, warm=Warm()
+    )
+    sets, workbench, wanted, pairs = prepared.sets, prepared.workbench, prepared.wanted, prepared.pairs
+    undone = {
+        pair: [run for run in runs if not run.result.is_file()] for pair, runs in zip(pairs, prepared.runs, strict=True)
+    }
     due = [pair for pair in pairs if undone[pair]]
     (seed, class_name), *_ = due or pairs
     plans = [make_plan(recipe, sets, name, number, any_uses_oe(wanted)) for number, name in due or pairs]
     rows, target = one_vs_rest(sets, class_name)
     held = memory_held(recipe, sets, plans[0], rows, device)
-    compiled = workbench.compiles(plans[0].steps)
-    members = [workbench.member(objective, seed, compiled) for objective in wanted]
+    execution = workbench.execution(plans[0].steps)
+    members = [workbench.member(objective, seed, execution) for objective in wanted]
+    finishes = finishes_compiled(recipe, sets, plans[0], device)
 
     cut = _cut(plans[0])
     readers = (sets.nominal, *sets.oe)
     sources, hold_image_s = _sources(recipe, cut, readers, held, device)
-    first_step_s, step_s, steps = _measured_steps(recipe, cut, sources, members, device)
+    first_step_s, step_s, steps = _measured_steps(recipe, workbench, cut, sources, members, finishes)
     score_image_s = _measured_scoring(recipe, sets, rows[:MEASURED_IMAGES], target, members, held["test"] > 0, device)
     started = time.perf_counter()
     measure(target, generator(0, "estimate").random(len(target)))
@@ -103,7 +107,8 @@ def estimate(
         "parameters": {member.objective.name: parameter_count(member.model) for member in members},
         "held_bytes": held,
         "precision": workbench.precision,
-        "compiled": compiled,
+        "compiled": execution.compiled,
+        "memory_format": execution.memory_format,
         "step_ms": round(1e3 * step_s, 2),
         "images_per_s": round(cut.batch_size / step_s, 1),
         "seconds": {name: round(value, 2) for name, value in seconds.items()},
@@ -114,13 +119,6 @@ def estimate(
         "checkpoints and replayed batches not at all",
         "environment": environment(device),
     }
-
-
-def _undone(out: Path, recipe: Recipe, pair: tuple[int, str], wanted: Sequence[Objective]) -> list[Objective]:
-    """The objectives that have no result yet."""
-    seed, class_name = pair
-    runs = ((each, locate(out, recipe, class_name, each.name, seed)) for each in wanted)
-    return [objective for objective, run in runs if not run.result.is_file()]
 
 
 def _cut(plan: Plan) -> Plan:
@@ -154,13 +152,21 @@ def _sources(
 
 
 def _measured_steps(
-    recipe: Recipe, plan: Plan, sources: Sequence[Source], members: Sequence[Member], device: torch.device
+    recipe: Recipe,
+    workbench: Workbench,
+    plan: Plan,
+    sources: Sequence[Source],
+    members: Sequence[Member],
+    compiled: bool,
 ) -> tuple[float, float, int]:
-    """Seconds of the first step, which builds and compiles, and of one of those after it; and how many those were."""
-    made = train_batches(plan, sources, recipe.augment, device, loader=recipe.loader, compiled=members[0].compiled)
+    """Seconds of the first step, which builds and compiles, with those that precede a capture where steps are captured;
+    and of one of those after it; and how many those were. `compiled`: what finishes images is."""
+    device = workbench.device
+    made = workbench.batches(plan, sources, recipe.augment, device, loader=recipe.loader, compiled=compiled)
     with closing(made) as batches:
         started = time.perf_counter()
-        step(members, next(batches))
+        for _ in range(1 if workbench.graphs is None else WARM_UP + 1):  # the last of them is captured
+            step(members, next(batches))
         _wait(device)
         first_s, started, steps = time.perf_counter() - started, time.perf_counter(), 0
         while steps < FEWEST_STEPS or (steps < MOST_STEPS and time.perf_counter() - started < MEASURED_S):

@@ -145,8 +145,12 @@ def read_scores(run: Run) -> Scores:
 
 def describe(manifest: Manifest, rows: np.ndarray, target: np.ndarray, score: np.ndarray) -> Scores:
     """Scores with the keys and class names of their rows."""
-    names = np.array((*manifest.classes, "(none)"))
-    return Scores(manifest.key[rows], names[manifest.class_index[rows]], target.astype(np.int8), score)
+    return Scores(manifest.key[rows], class_names_of(manifest, rows), target.astype(np.int8), score)
+
+
+def class_names_of(manifest: Manifest, rows: np.ndarray) -> np.ndarray:
+    """The class of each row by name, [n] text; "(none)" where it has none."""
+    return np.array((*manifest.classes, "(none)"))[manifest.class_index[rows]]
 
 
 def write_replaced(run: Run, sources: Iterable[Source]) -> None:

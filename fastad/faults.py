@@ -37,8 +37,8 @@ class Faults:
 
     def note(self, row: int, reason: str) -> int | None:
         """Notes a bad row and returns the one that stands in for it; None, and nothing is noted, where none can."""
-        place_ = np.flatnonzero(self.others == row)
-        following = int(self.others[(place_[0] + 1) % len(self.others)]) if len(place_) else row
+        places = np.flatnonzero(self.others == row)
+        following = int(self.others[(places[0] + 1) % len(self.others)]) if len(places) else row
         if (stand_in := self.replaced(following)) == row:
             return None
         self.reason[row], self.stand_in[row] = reason, following
@@ -91,13 +91,11 @@ def note_cut(origin: Origin, rows: np.ndarray, images: Sequence[np.ndarray] | np
 def _has_headers(source: bytes) -> bool:
     """Whether a JPEG's segments follow one another as far as its pixels (ITU-T T.81, B.1.1.4)."""
     place = 2
-    while source[place : place + 1] == b"\xff":
+    while place + 1 < len(source) and source[place] == 0xFF:
         if (marker := source[place + 1]) == 0xDA:
             return True
         # A marker may be preceded by any number of 0xFF.
         place += 1 if marker == 0xFF else 2 + int.from_bytes(source[place + 2 : place + 4])
-        if place + 2 > len(source):
-            return False
     return False
 
 

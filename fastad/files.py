@@ -37,6 +37,8 @@ def atomic(path: Path, *, kept: Path | None = None) -> Iterator[IO[bytes]]:
     folder may not be written.
     """
     temporary = path.with_name(f".{path.name}.tmp")
+    if path.is_dir():
+        raise Unwritable(f"cannot write {path}: it is a folder; name a file")
     make_folder(path.parent)
     try:
         file = open(temporary, "wb")  # noqa: SIM115 (closed below)

@@ -1,12 +1,12 @@
 """A group: one or more objectives on the same batches, each with its own parameters and optimiser.
 
-Owns models, precision and the step; whether it is compiled on a CPU is asked of `fastad.compiling`, and how it becomes
-a CUDA graph is `fastad.step_graph`'s. Which batches, how long and what is kept is `fastad.train`'s.
-Use: `member = workbench.member(find("hsc"), seed=1, compiled=False)`, then `step([member], batch)`.
+Owns models, precision and the step; how it is executed is asked of `fastad.execution`, and how it becomes a CUDA graph
+is `fastad.step_graph`'s. Which batches, how long and what is kept is `fastad.train`'s.
+Use: `member = workbench.member(find("hsc"), 1, workbench.execution(steps))`, then `step([member], batch)`.
 """
 
 import functools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,14 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastad.compiling import COMPILE_CPU_FROM_STEPS, compiling_pays
+from fastad.compiled import compiled_apart
 from fastad.errors import FastadError
+from fastad.execution import MEASURED_FROM_STEPS, Execution, chosen
 from fastad.memory import keep_freed_memory
-from fastad.networks import Detector, build
+from fastad.networks import Detector, build, in_memory_format
 from fastad.objectives import Objective, find
-from fastad.pipeline import Batch
-from fastad.pixels import has_compiler
-from fastad.progress import say
+from fastad.pipeline import Batch, Unmade, step_batches, train_batches
 from fastad.ranks import average, over_whole_batches, share
 from fastad.recipe import OptimSpec, Recipe
 from fastad.run import environment
@@ -42,7 +41,7 @@ class Member:
     loss: Loss
     optimizer: torch.optim.Adam
     sums: Tensor
-    compiled: bool
+    execution: Execution
     graphs: StepGraphs | None = None
 
     def state(self) -> dict[str, Any]:
@@ -51,21 +50,22 @@ class Member:
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "sums": self.sums,
-            "compiled": self.compiled,
+            **self.execution._asdict(),
         }
 
     def load(self, state: Mapping[str, Any]) -> None:
-        """Takes up what `state` returned."""
+        """Takes up what `state` returned, on another device too: how the optimiser steps stays this member's own."""
         self.model.load_state_dict(state["model"])
+        own, saved = self.optimizer.state_dict()["param_groups"], state["optimizer"]
         lr = self.optimizer.param_groups[0]["lr"]
-        self.optimizer.load_state_dict(state["optimizer"])
-        _put_learning_rate(self.optimizer, lr, self.optimizer.param_groups[0]["lr"])
+        self.optimizer.load_state_dict({**saved, "param_groups": own})
+        _put_learning_rate(self.optimizer, lr, saved["param_groups"][0]["lr"])
         self.sums.copy_(state["sums"])
         if self.graphs is not None:
             self.graphs.clear()
 
 
-def step(members: Iterable[Member], batch: Batch) -> None:
+def step(members: Iterable[Member], batch: Batch | Unmade) -> None:
     """One optimisation step of every member on one batch, or on this rank's share of it; the host does not wait for the
     device."""
     members = tuple(members)
@@ -73,7 +73,8 @@ def step(members: Iterable[Member], batch: Batch) -> None:
     if members and members[0].graphs is not None:
         members[0].graphs.step(work, members, batch)
     else:
-        work(batch.images, batch.target)
+        made = batch.made() if isinstance(batch, Unmade) else batch
+        work(made.images, made.target)
 
 
 def _step(members: Iterable[Member], images: Tensor, target: Tensor) -> None:
@@ -107,45 +108,57 @@ class Workbench:
         self.recipe = recipe
         self.shape_hwc = shape_hwc
         self.device = device
-        self.precision = _precision(recipe.train.precision, device)
+        self.precision = precision_on(recipe.train.precision, device)
         on_cuda = device.type == "cuda"
         captures = on_cuda and share().ranks == 1 and recipe.train.compile != "off"
         self.graphs = StepGraphs(CudaCapture()) if captures else None
         if not on_cuda:
             keep_freed_memory()
-        self._models: dict[str, Detector] = {}
-        self._losses: dict[tuple[str, bool], Loss] = {}
-        self._compiling_pays: bool | None = None
+        self._models: dict[tuple[str, str], Detector] = {}
+        self._losses: dict[tuple[str, Execution], Loss] = {}
+        self._chosen: dict[bool, Execution] = {}
 
-    def member(self, objective: Objective, seed: int, compiled: bool) -> Member:
+    def member(self, objective: Objective, seed: int, execution: Execution) -> Member:
         """A member with the seed's fresh parameters; it is the only valid one of its objective until the next call."""
         recipe = self.recipe
         fresh = build(recipe.network, self.shape_hwc, objective.output_width, seed, recipe.network_weights)
-        if objective.name not in self._models:
+        place = objective.name, execution.memory_format
+        if place not in self._models:
             over_whole_batches(fresh)
             fresh.autocast_dtype = torch.bfloat16 if self.precision == "bfloat16" else None
-            self._models[objective.name] = fresh.to(self.device)
+            self._models[place] = in_memory_format(fresh, execution.memory_format).to(self.device)
         else:
-            self._models[objective.name].load_state_dict(fresh.state_dict())
-        model = self._models[objective.name]
-        if (objective.name, compiled) not in self._losses:
-            self._losses[objective.name, compiled] = self._loss(model, objective, compiled)
+            self._models[place].load_state_dict(fresh.state_dict())
+        model = self._models[place]
+        if (objective.name, execution) not in self._losses:
+            self._losses[objective.name, execution] = self._loss(model, objective, execution.compiled)
         optim, on_cuda = self.recipe.optim, self.device.type == "cuda"
         return Member(
             objective=objective,
             model=model.train(),
-            loss=self._losses[objective.name, compiled],
+            loss=self._losses[objective.name, execution],
             optimizer=torch.optim.Adam(
                 model.parameters(),
                 lr=torch.tensor(optim.lr, device=self.device) if on_cuda else optim.lr,
                 weight_decay=optim.weight_decay,
                 fused=True,
-                capturable=on_cuda,
+                capturable=on_cuda and self.graphs is not None,
             ),
             sums=torch.zeros(3, device=self.device),
-            compiled=compiled,
+            execution=execution,
             graphs=self.graphs,
         )
+
+    @property
+    def batches(self) -> Callable[..., Generator[Batch | Unmade, None, None]]:
+        """`train_batches` or `step_batches`: what makes batches for steps of this workbench's members. Captured steps
+        make images themselves; before others, what images take is seen as waiting for them."""
+        return train_batches if self.graphs is None else step_batches
+
+    def release(self) -> None:
+        """Forgets captured steps, and so does not keep the images that their batches are made of."""
+        if self.graphs is not None:
+            self.graphs.clear()
 
     def _loss(self, model: Detector, objective: Objective, compiled: bool) -> Loss:
         """An objective without OE sees the nominal images only, in a batch of their own."""
@@ -156,51 +169,48 @@ class Workbench:
             at_guard = (each.detach() > objective.guard_loss) & (target[:seen] > 0)
             return each.mean(), at_guard.float().mean()
 
-        return torch.compile(loss, fullgraph=True, dynamic=False) if compiled else loss
+        return compiled_apart(loss, fullgraph=True) if compiled else loss
 
-    def compiles(self, steps: int) -> bool:
-        """Whether a run of that many steps is compiled: decided by the recipe, the run's own length and what was once
-        measured on this machine, so that neither grouping nor resuming changes a number."""
-        choice, on_cpu = self.recipe.train.compile, self.device.type == "cpu"
-        if choice == "off" or not on_cpu:
-            return choice != "off"
-        # Several processes could not measure without each other.
-        if choice == "auto" and (steps < COMPILE_CPU_FROM_STEPS or share().ranks > 1):
-            return False
-        if not has_compiler():
-            if choice == "on":
-                raise FastadError("train.compile=on needs a C++ compiler on the CPU: install g++, or use auto")
-            say("no C++ compiler found: training is not compiled")
-            return False
-        if choice == "auto" and self._compiling_pays is None:
-            self._compiling_pays = self._measured()
-        return choice == "on" or bool(self._compiling_pays)
+    def execution(self, steps: int) -> Execution:
+        """How a run of that many steps is executed: decided by the recipe, the run's own length and what was once
+        measured on this machine, so that neither grouping nor resuming changes a number.
 
-    def _measured(self) -> bool:
-        """Whether compiled steps are faster here, found by those of one objective, whatever a run's are."""
-        height, width, channels = self.shape_hwc
-        batch_size = self.recipe.data.batch_nominal + self.recipe.data.batch_oe
-        images = torch.rand(batch_size, height, width, channels).permute(0, 3, 1, 2)
-        batch = Batch(images, (torch.arange(batch_size) % 2).float(), np.arange(batch_size))
+        Several processes of one training do not measure: each step of theirs waits for the others, and one that found
+        in its cache what another has to measure would not come.
+        """
+        measured = self.device.type == "cpu" and steps >= MEASURED_FROM_STEPS and share().ranks == 1
+        if measured not in self._chosen:
+            key = self._key() if measured else None
+            self._chosen[measured] = chosen(self.recipe.train, self.device, key, self._timed_step)
+        return self._chosen[measured]
 
-        def made(compiled: bool) -> Callable[[], None]:
-            member = Workbench(self.recipe, self.shape_hwc, self.device).member(find("bce"), 0, compiled)
-            return lambda: step([member], batch)
+    @property
+    def _batch_size(self) -> int:
+        return self.recipe.data.batch_nominal + self.recipe.data.batch_oe
 
+    def _key(self) -> dict[str, Any]:
+        """What the time of a step depends on."""
         found = environment(self.device)
-        key = {
+        return {
             "processor": found["processor"],
             "threads": torch.get_num_threads(),
             "torch": found["packages"].get("torch"),
             "network": self.recipe.network,
-            "images": [batch_size, *self.shape_hwc],
+            "images": [self._batch_size, *self.shape_hwc],
         }
-        return compiling_pays(key, {"eager": functools.partial(made, False), "compiled": functools.partial(made, True)})
+
+    def _timed_step(self, execution: Execution) -> Callable[[], None]:
+        """A step of one objective, whatever a run's are, on images of random values."""
+        images = torch.rand(self._batch_size, *self.shape_hwc).permute(0, 3, 1, 2)
+        batch = Batch(images, (torch.arange(len(images)) % 2).float(), np.arange(len(images)))
+        member = Workbench(self.recipe, self.shape_hwc, self.device).member(find("bce"), 0, execution)
+        return lambda: step([member], batch)
 
 
-def _precision(choice: str, device: torch.device) -> str:
+def precision_on(choice: str, device: torch.device) -> str:
     """ "bfloat16" or "float32": what the bodies of networks compute in."""
-    has_bfloat16 = device.type == "cuda" and torch.cuda.is_bf16_supported()
+    # Older GPUs emulate it, which is slower than float32.
+    has_bfloat16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     if choice == "bfloat16" and not has_bfloat16:
         raise FastadError("train.precision=bfloat16 needs a GPU that has it: use float32 or auto")
     if choice == "auto":

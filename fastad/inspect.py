@@ -4,12 +4,14 @@ Owns `fastad inspect`; checking that a set is whole is `fastad.verify`'s.
 Use: `print(summary(manifest))`, `grid(manifest).save("digits.png")`.
 """
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
 
 from fastad.card import shard_bytes
+from fastad.files import atomic
 from fastad.manifest import Manifest
 from fastad.reader import ShardReader
 from fastad.synsets import SYNSETS, holds_synsets, synsets
@@ -133,6 +135,12 @@ def grid(manifest: Manifest) -> Image.Image:
             shown.thumbnail((tile_px, tile_px))
             picture.paste(shown, (LABEL_PX + column * (tile_px + GAP_PX), top))
     return picture
+
+
+def write_png(picture: Image.Image, path: Path) -> None:
+    """Writes a picture, atomically."""
+    with atomic(path) as file:
+        picture.save(file, format="PNG")
 
 
 def _eight_bits(pixels: np.ndarray) -> np.ndarray:

@@ -1,7 +1,7 @@
 """What a shard set holds, as columns.
 
 Owns the set's files beside its shards: `manifest.json` and the memory-mapped columns in `samples/`. Writing tars is
-`fastad.shard`'s, choosing rows is `fastad.view`'s; neither torch nor DALI is needed here.
+`fastad.write`'s, choosing rows is `fastad.view`'s; neither torch nor DALI is needed here.
 Use: `manifest = open_set(Path("shards/digits"))`, then `manifest.class_index[rows]`.
 """
 
@@ -163,9 +163,7 @@ def open_set(folder: Path) -> Manifest:
     """
     path = folder / MANIFEST
     if not path.is_file():
-        begun = (folder / ".partial").is_dir()
-        found = "an unfinished one: run its command again" if begun else "no manifest.json: run fastad shard"
-        raise FastadError(f"{folder} is not a shard set: found {found}")
+        raise FastadError(f"{folder} is not a shard set: {_instead_of_set(folder)}")
     try:
         facts = json.loads(path.read_bytes())
         if facts["schema_version"] != SCHEMA_VERSION:
@@ -193,6 +191,15 @@ def open_set(folder: Path) -> Manifest:
         )
     except (ValueError, KeyError, TypeError, OSError) as error:
         raise FastadError(f"{folder} has a damaged manifest ({error}): remove the folder and convert again") from error
+
+
+def _instead_of_set(folder: Path) -> str:
+    """What is found where a set was expected, and what to do."""
+    if (folder / ".partial").is_dir():
+        return "found an unfinished one: run its command again"
+    if sets := sorted(path.parent.name for path in folder.glob(f"*/{MANIFEST}")):
+        return f"found the sets {', '.join(sets)} in it: name one, such as {folder / sets[0]}"
+    return f"found no {MANIFEST}: run fastad shard"
 
 
 def check_shards(folder: Path, shards: tuple[Shard, ...], *, hash_all: bool = False) -> None:
@@ -231,6 +238,8 @@ def check_shards(folder: Path, shards: tuple[Shard, ...], *, hash_all: bool = Fa
 def shard_home(chosen: Path | None = None) -> Path:
     """Where shard sets live: the folder chosen, else `$FASTAD_SHARDS`, else `./shards`; an address raises."""
     home = chosen or Path(os.environ.get("FASTAD_SHARDS") or "shards")
-    if re.match(r"\w+:/", str(home)):  # a Path makes one slash of two
-        raise FastadError(f"{home} is an address, and shards are written to folders: choose one with --out")
+    if address := re.match(r"(\w+:/)(.*)", str(home)):  # a Path makes one slash of two
+        raise FastadError(
+            f"{address[1]}/{address[2]} is an address, and shards are written to folders: choose one with --out"
+        )
     return home

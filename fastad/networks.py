@@ -22,17 +22,28 @@ from fastad.seeds import sub_seed
 
 LEAKY_SLOPE = 0.01
 
+# As recipes name them; the first is the one that a detector has at first.
+MEMORY_FORMATS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
+
 
 class Detector(nn.Module):
-    """images [B, C, H, W] → float32 [B, D]: the body's representation, or the head's output where there is a head."""
+    """images [B, C, H, W] → float32 [B, D]: the body's representation, or the head's output where there is a head.
+
+    It computes in the `memory_format` that `in_memory_format` has set; images come channels_last.
+    """
 
     def __init__(self, body: nn.Module, head: nn.Linear | None) -> None:
         super().__init__()
         self.body = body
         self.head = head
         self.autocast_dtype: torch.dtype | None = None
+        self.memory_format = "channels_last"
 
     def forward(self, images: Tensor) -> Tensor:
+        if self.memory_format == "contiguous":
+            # As a view, so that strides are counted anew: images of one channel are in either format to PyTorch, and
+            # their strides decide which one it computes in.
+            images = images.flatten(1).view(images.shape)
         with torch.autocast(images.device.type, self.autocast_dtype, enabled=self.autocast_dtype is not None):
             z = self.body(images)
         z = z.float()
@@ -258,7 +269,13 @@ def build(
             detector.head = nn.Linear(representation_width, output_width)
     if weights is not None:
         load_weights(detector.body, network, Path(weights))
-    return detector.to(memory_format=torch.channels_last)
+    return in_memory_format(detector, "channels_last")
+
+
+def in_memory_format(detector: Detector, memory_format: str) -> Detector:
+    """The same detector, its weights and what it makes of images in that format, one of `MEMORY_FORMATS`."""
+    detector.memory_format = memory_format
+    return detector.to(memory_format=MEMORY_FORMATS[memory_format])
 
 
 def parameter_count(model: nn.Module) -> int:

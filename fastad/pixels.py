@@ -14,13 +14,14 @@ import functools
 import shutil
 import weakref
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from fastad.augment import NOISE_BANK, AugmentSpec, Draws
+from fastad.compiled import compiled_apart
 from fastad.seeds import generator
 
 # ITU-R 601, as torchvision and Pillow weigh colours into grey.
@@ -71,32 +72,45 @@ class Finish:
             for numbers in (1 / (255 * std), -mean / std, spec.noise_std * (1 / std))
         )
         self.numbers = out_hw[0] * out_hw[1] * channels
-        self.bank = noise_bank(self.numbers).to(device) if spec.noise_std else None
+        self.bank = _bank_on(device, self.numbers) if spec.noise_std else None
         sigma = spec.oe_blur_sigma_px
         self.blur = [torch.from_numpy(blur_matrix(side, sigma)).to(device) for side in out_hw] if sigma else None
         self.memory = _Memory()
-        values = functools.partial(_changed, mean=mean.tolist(), std=std.tolist(), noise_std=spec.noise_std)
-        self.changed = torch.compile(values, dynamic=False) if compiled else values
+        normalising = tuple(mean.tolist()), tuple(std.tolist()), spec.noise_std
+        self.changed = compiled_values(out_hw, *normalising) if compiled else changed_values(*normalising)
 
-    @torch.no_grad()
     def __call__(self, parts: Sequence[Tensor], draws: Draws | None = None, inside: np.ndarray | None = None) -> Tensor:
         """The parts of a batch, uint8 [b, H, W, C] on the device → all of it, float32 [B, C, H, W], channels_last.
 
         `draws` None: as in testing. `inside` [B, 4]: the part of each crop that is image (`Geometry.inside`), None
         where all is.
         """
-        colour = bounds = None
-        if draws is not None and self.spec.jitters:
-            colour = moved(draws.colour, self.device)
-            bounds = None if inside is None else moved(inside, self.device)
-        blur = self.blur if draws is not None else None
+        if draws is None:
+            return self.finished(parts, None)
+        numbers = self.needed(draws, inside)
+        return self.finished(parts, {name: moved(each, self.device) for name, each in numbers.items()})
+
+    def needed(self, draws: Draws, inside: np.ndarray | None) -> dict[str, np.ndarray]:
+        """The numbers that a batch's values depend on, of those that the recipe has a use for: `colour` and `noise` as
+        in `Draws`, and `inside`. Their names are the same for every batch of a run."""
+        numbers = {"colour": draws.colour} if self.spec.jitters else {}
+        if self.spec.jitters and inside is not None:
+            numbers["inside"] = inside
+        return numbers if self.bank is None else numbers | {"noise": draws.noise}
+
+    @torch.no_grad()
+    def finished(self, parts: Sequence[Tensor], numbers: Mapping[str, Tensor] | None) -> Tensor:
+        """What calling it returns. `numbers`: those `needed`, on the device; None as in testing. On a GPU the work is
+        the same for every batch of that size, and nothing comes from the host, so that it can be captured."""
+        colour, bounds, offsets = ((numbers or {}).get(name) for name in ("colour", "inside", "noise"))
+        blur = self.blur if numbers is not None else None
         shape = (sum(map(len, parts)), *parts[0].shape[1:])
         on_cpu = self.device.type == "cpu"
         finished = self.memory.tensor(shape) if on_cpu else torch.empty(shape, device=self.device)
         changes, blurs = colour is not None or blur is not None, blur is not None
         for some, images in self._pieces(parts, changes=changes, blurs=blurs):
             colour_, bounds_ = (None if each is None else each[some] for each in (colour, bounds))
-            noise = None if draws is None or self.bank is None else self._noise(draws.noise[some], images.shape)
+            noise = None if offsets is None else self._noise(offsets[some], images.shape)
             blur_ = blur if some.start >= self.oe_from else None
             if colour_ is None and blur_ is None:
                 self._normalise(images, noise, finished[some])
@@ -124,14 +138,19 @@ class Finish:
                         yield slice(first, first + len(piece)), piece
                     first += len(piece)
 
-    def _noise(self, offset: np.ndarray, shape: Sequence[int]) -> Tensor:
+    def _noise(self, offset: Tensor, shape: Sequence[int]) -> Tensor:
         """Each image's normals, float32 [n, H, W, C]."""
         assert self.bank is not None
         if self.device.type == "cuda":
-            places = moved(offset, self.device)[:, None] + torch.arange(self.numbers, device=self.device)
-            return self.bank[places].view(*shape)
+            return windows(self.bank, self.numbers, offset).view(*shape)
         pieces = [self.bank[first : first + self.numbers] for first in offset.tolist()]
         return (pieces[0] if len(pieces) == 1 else torch.stack(pieces)).view(*shape)
+
+
+def windows(bank: Tensor, length: int, offset: Tensor) -> Tensor:
+    """So many numbers of the bank from each place, [n, length]. Rows of a view in which every place begins one are
+    taken, as the numbers' own places would be twice as many bytes as the numbers: 150 MB for 128 images of 224 px."""
+    return bank.unfold(0, length, 1).index_select(0, offset)
 
 
 class _Memory:
@@ -154,28 +173,41 @@ def moved(numbers: np.ndarray, device: torch.device) -> Tensor:
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
-def _changed(
-    images: Tensor,
-    colour: Tensor | None,
-    noise: Tensor | None,
-    bounds: Tensor | None,
-    blur: Sequence[Tensor] | None,
-    finished: Tensor,
-    *,
-    mean: Sequence[float],
-    std: Sequence[float],
-    noise_std: float,
-) -> None:
-    """Finishes uint8 images [n, C, H, W], of which jitter or blur changes the values, into `finished` [n, H, W, C]."""
-    planes = [plane.to(torch.float32) * (1 / 255) for plane in images.unbind(1)]
-    if colour is not None:
-        planes = jitter(planes, colour, None if bounds is None else _mask(bounds, planes[0]))
-    for channel, plane in enumerate(planes):
-        if blur is not None:
-            plane = blur[0] @ plane @ blur[1].T
-        if noise is not None:
-            plane = plane + noise_std * noise[..., channel]
-        finished[..., channel].copy_((plane - mean[channel]) * (1 / std[channel]))
+# (images, colour, noise, bounds, blur, finished).
+Values = Callable[[Tensor, Tensor | None, Tensor | None, Tensor | None, Sequence[Tensor] | None, Tensor], None]
+
+
+def changed_values(mean: tuple[float, ...], std: tuple[float, ...], noise_std: float) -> Values:
+    """What finishes uint8 images [n, C, H, W], of which jitter or blur changes the values, into `finished`
+    [n, H, W, C]."""
+
+    def changed(
+        images: Tensor,
+        colour: Tensor | None,
+        noise: Tensor | None,
+        bounds: Tensor | None,
+        blur: Sequence[Tensor] | None,
+        finished: Tensor,
+    ) -> None:
+        planes = [plane.to(torch.float32) * (1 / 255) for plane in images.unbind(1)]
+        if colour is not None:
+            planes = jitter(planes, colour, None if bounds is None else _mask(bounds, planes[0]))
+        for channel, plane in enumerate(planes):
+            if blur is not None:
+                plane = blur[0] @ plane @ blur[1].T
+            if noise is not None:
+                plane = plane + noise_std * noise[..., channel]
+            finished[..., channel].copy_((plane - mean[channel]) * (1 / std[channel]))
+
+    return changed
+
+
+@functools.cache
+def compiled_values(
+    out_hw: tuple[int, int], mean: tuple[float, ...], std: tuple[float, ...], noise_std: float
+) -> Values:
+    """The same, compiled once for all runs of a process with images of that size that need the same."""
+    return compiled_apart(changed_values(mean, std, noise_std), fullgraph=False)
 
 
 def _mask(bounds: Tensor, plane: Tensor) -> Tensor:
@@ -235,6 +267,12 @@ def noise_bank(beyond: int) -> Tensor:
     """`NOISE_BANK` standard normals, the same on every machine, and after them the first `beyond` again, float32."""
     bank = generator(0, "noise").standard_normal(NOISE_BANK, dtype=np.float32)
     return torch.from_numpy(np.concatenate([bank, bank[:beyond]]))
+
+
+@functools.cache
+def _bank_on(device: torch.device, beyond: int) -> Tensor:
+    """The bank on the device; it is not made anew, or moved to a GPU, 64 MB for every run."""
+    return noise_bank(beyond).to(device)
 
 
 def blur_matrix(side: int, sigma_px: float) -> np.ndarray:

@@ -19,7 +19,7 @@ from fastad.backbones import PREFIX
 from fastad.dali import BAD_IMAGES, LoaderSpec
 from fastad.errors import FastadError, unknown
 from fastad.named import read_named, shipped
-from fastad.networks import find_network
+from fastad.networks import MEMORY_FORMATS, find_network
 from fastad.objectives import find
 from fastad.plan import ORDERS
 from fastad.synsets import SYNSETS
@@ -72,15 +72,16 @@ class TrainSpec:
     """How the work is executed. `resident`: "auto" holds images on the device where they fit, and are small or come
     again; "off" reads and decodes them for every batch. `precision`: "auto" is bfloat16 autocast on GPUs that have it,
     else float32. `compile`: "auto" is on for CUDA, where steps become CUDA graphs, too; on the CPU it is on for a long
-    run of one process, if that is found faster on this machine. `deterministic`: the same bits every time also on a
-    GPU, where that is slower. A checkpoint is written once `checkpoint_every_s` have passed, and after every
-    `checkpoint_every_epochs` if that is not 0. `tensorboard`: what is logged is also written to the run's folder
-    "tensorboard".
+    run of one process, if that is found faster on this machine. `memory_format`: "auto" is channels_last, in such a run
+    the faster one. `deterministic`: the same bits every time also on a GPU, where that is slower. A checkpoint is
+    written once `checkpoint_every_s` have passed, and after every `checkpoint_every_epochs` if that is not 0.
+    `tensorboard`: what is logged is also written to the run's folder "tensorboard".
     """
 
     resident: str = "auto"
     precision: str = "auto"
     compile: str = "auto"
+    memory_format: str = "auto"
     deterministic: bool = False
     checkpoint_every_s: float = 60.0
     checkpoint_every_epochs: int = 0
@@ -113,6 +114,7 @@ CHOICES = {
     "train.resident": ("auto", "on", "off"),
     "train.precision": ("auto", "bfloat16", "float32"),
     "train.compile": ("auto", "on", "off"),
+    "train.memory_format": ("auto", *MEMORY_FORMATS),
 }
 
 BOUNDS = {

@@ -43,6 +43,10 @@ def is_url(place: str) -> bool:
 
 def checked(url: str) -> str:
     """The address of a folder, without a slash at its end; raises `FastadError` if it cannot be one."""
+    if not is_url(url):
+        raise FastadError(
+            f"{url} is no address: give one such as s3://bucket/shards/digits, or use the folder as it is"
+        )
     scheme, _, place = url.partition("://")
     if scheme not in CREDENTIALS:
         raise unknown("kind of address", f"{scheme}://", [f"{name}://" for name in CREDENTIALS])

@@ -40,6 +40,10 @@ class Run:
     seed: int
 
     @property
+    def identity(self) -> Path:
+        return self.folder / "run.json"
+
+    @property
     def checkpoint(self) -> Path:
         return self.folder / "checkpoint.pt"
 
@@ -90,9 +94,9 @@ class RunResult:
 
     `stall_share`: the share of training time spent waiting for batches, and `verdict` what that says (`fastad.verdict`;
     empty in results older than it). `group_size`: objectives trained on the same batches at once; `images_per_s` counts
-    each image once.
+    each image once. `memory_format`: in results older than it always this one.
 
-    `health`, over the whole training (`fastad.health`): "guard_hits", "nonfinite_losses" and "largest_second_moment",
+    `health`, over the whole training (`fastad.training`): "guard_hits", "nonfinite_losses" and "largest_second_moment",
     None where that is not finite; empty in results older than it. `diverged_at_epoch`: the epoch, as log.jsonl counts
     them, in which the loss was not finite, and after which the model was left as it was; None for all others. Metrics
     are NaN, null in the file, where the scores of a diverged model are not finite.
@@ -111,6 +115,7 @@ class RunResult:
     precision: str
     compiled: bool
     environment: Mapping[str, Any]
+    memory_format: str = "channels_last"
     verdict: str = ""
     health: Mapping[str, float | None] = field(default_factory=dict)
     diverged_at_epoch: int | None = None
@@ -133,15 +138,29 @@ def locate(out: Path, recipe: Recipe, class_name: str, objective: str, seed: int
 def open_run(out: Path, recipe: Recipe, class_name: str, objective: str, seed: int) -> Run:
     """The run in its folder, new or as it was left; raises `FastadError` if another recipe's run stands there."""
     run = locate(out, recipe, class_name, objective, seed)
-    folder, identity = run.folder, {"class": class_name, "objective": objective, "seed": seed}
-    if not (folder / "run.json").is_file():
-        write_text(folder / "recipe.toml", dump(recipe))
-        write_json(folder / "run.json", identity)
-        return run
-    if (other := json.loads((folder / "run.json").read_bytes())) != identity:
-        raise FastadError(f"{folder} holds the run of {other['class']} {other['objective']}: choose another --out")
-    check_recipe(folder / "recipe.toml", recipe)
+    check_run(run)
+    begin_run(run)
     return run
+
+
+def check_run(run: Run) -> None:
+    """Raises `FastadError` if another run, or another recipe's, stands in the run's folder; nothing is written."""
+    if not run.identity.is_file():
+        return
+    if (other := json.loads(run.identity.read_bytes())) != _identity(run):
+        raise FastadError(f"{run.folder} holds the run of {other['class']} {other['objective']}: choose another --out")
+    check_recipe(run.folder / "recipe.toml", run.recipe)
+
+
+def begin_run(run: Run) -> None:
+    """Makes the folder of a run that has not begun."""
+    if not run.identity.is_file():
+        write_text(run.folder / "recipe.toml", dump(run.recipe))
+        write_json(run.identity, _identity(run))
+
+
+def _identity(run: Run) -> dict[str, str | int]:
+    return {"class": run.class_name, "objective": run.objective, "seed": run.seed}
 
 
 def check_recipe(path: Path, recipe: Recipe) -> None:

@@ -24,7 +24,7 @@ from fastad.reader import ShardReader
 from fastad.recipe import Recipe
 from fastad.resident import bytes_held, hold
 from fastad.synsets import holds_synsets, synsets
-from fastad.view import View, content_hashes, select
+from fastad.view import View, classes_in, content_hashes, select
 
 # Images of this size are held wherever they fit; larger ones only if they come again.
 SMALL_PX = 64
@@ -127,10 +127,13 @@ def _oe_stream(
 
 
 def one_vs_rest(sets: Sets, class_name: str) -> tuple[np.ndarray, np.ndarray]:
-    """One against the rest: the rows of the test split, and their target, 0 for the class and 1 for all others."""
+    """One against the rest: the rows of the test split, and their target, 0 for the class and 1 for all others. The
+    rest of `bottle/good` are the other classes of `bottle`, where it has any."""
     manifest = sets.nominal.manifest
     select(View("test", (class_name,)), manifest)
-    rows = select(View("test"), manifest)
+    category = class_name.rpartition("/")[0]
+    fellows = tuple(name for name in manifest.classes if category and name.startswith(f"{category}/"))
+    rows = select(View("test", fellows if len(fellows) > 1 else ()), manifest)
     target = (manifest.class_index[rows] != manifest.classes.index(class_name)).astype(np.float32)
     if target.all() or not target.any():
         raise FastadError(f"{manifest.folder} has test images of {class_name} only: one against the rest needs a rest")
@@ -160,7 +163,7 @@ def testing_source(recipe: Recipe, sets: Sets, rows: np.ndarray, device: torch.d
 
 def _test_reads(sets: Sets, rows: np.ndarray) -> int:
     """How many test images are read in all."""
-    return len(rows) * len(sets.nominal.manifest.classes)
+    return len(rows) * len(classes_in("train", sets.nominal.manifest))
 
 
 def _source(

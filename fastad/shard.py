@@ -16,6 +16,7 @@ Use: `convert("digits", raw=None, home=Path("shards"))`.
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Mapping
@@ -56,10 +57,12 @@ class Part:
 
 WHOLE = Part(1, 1)
 
+_NAME = re.compile("[A-Za-z0-9][A-Za-z0-9_-]*")
 
-def convert(name: str, raw: Path | None, home: Path, **arguments: Any) -> Manifest | None:
+
+def convert(converter: str, raw: Path | None, home: Path, **arguments: Any) -> Manifest | None:
     """`convert_with` the converter of that name, or of the file at that path if it ends in `.py`."""
-    return convert_with(find_converter(name), raw, home, **arguments)
+    return convert_with(find_converter(converter), raw, home, **arguments)
 
 
 def convert_with(
@@ -67,6 +70,7 @@ def convert_with(
     raw: Path | None,
     home: Path,
     *,
+    name: str | None = None,
     encoding: Encoding = AS_IT_IS,
     in_place: bool = False,
     options: Mapping[str, Any] | None = None,
@@ -77,17 +81,22 @@ def convert_with(
     ray: str | None = None,
     hashed: bool = True,
 ) -> Manifest | None:
-    """Converts a set into `home/<set>` and returns its manifest; continues an interrupted conversion.
+    """Converts a set into `home/<name>` and returns its manifest; continues an interrupted conversion.
 
-    The same source gives the same bytes whatever `workers`, `part` and `ray` are. With `ray`, tasks of the Ray cluster
-    at that address write the shards; its nodes must share the folder and the raw data. With `in_place` no pixel is
-    copied: the set links to the source's files, which must hold raw pixels. `options` are the converter's own. Returns
-    None if this part is done and others are not. With `hashed` False, the shards' SHA-256 is left out, without which
-    the set can be neither verified nor told from others: only to measure what it costs. Images that cannot be used are
-    left out and recorded, up to the share `max_bad`. Raises `FastadError` if the source is missing or broken, if it or
-    an argument is not what the folder was begun with, if the disk is too small, or if another process is at the same
-    part; nothing is then left under a final name.
+    The name is the converter's unless another is given. The same source gives the same bytes whatever `workers`,
+    `part` and `ray` are. With `ray`, tasks of the Ray cluster at that address write the shards; its nodes must
+    share the folder and the raw data. With `in_place` no pixel is copied: the set links to the source's files,
+    which must hold raw pixels. `options` are the converter's own. Returns None if this part is done and others are
+    not. With `hashed` False, the shards' SHA-256 is left out, without which the set can be neither verified nor told
+    from others: only to measure what it costs. Images that cannot be used are left out and recorded, up to the share
+    `max_bad`. Raises `FastadError` if the source is missing or broken, if it or an argument is not what the folder was
+    begun with, if the disk is too small, or if another process is at the same part; nothing is then left under a final
+    name.
     """
+    if name is not None and not _NAME.fullmatch(name):
+        raise FastadError(
+            f"--name must be letters, digits, - and _, as the name of a folder and of a set, found {name!r}"
+        )
     if in_place and (encoding != AS_IT_IS or part != WHOLE or ray):
         raise FastadError(
             "--in-place leaves images as they are, in one pass: leave out --resize, --quality, --part and --ray"
@@ -95,7 +104,7 @@ def convert_with(
     if ray and (workers or part != WHOLE):
         raise FastadError("--ray shares the shards out among all CPUs of its cluster: leave out --part and --workers")
     # Elsewhere in a cluster, another folder is the current one.
-    folder = (home.absolute() if ray else home) / converter.name
+    folder = (home.absolute() if ray else home) / (name or converter.name)
     treatment = {} if in_place else asdict(encoding) | {"shard_samples": shard_samples or SHARD_SAMPLES}
     treatment |= {} if hashed else {"hashed": False}
     arguments = {"in_place": in_place} | treatment | dict(options or {})
@@ -299,7 +308,7 @@ def _finish(
                 np.save(file, column.astype(COLUMNS[name], copy=False) if COLUMNS[name] else column)
         facts = {
             "schema_version": SCHEMA_VERSION,
-            "name": converter.name,
+            "name": folder.name,
             "about": converter.about,
             "source": converter.source,
             "licence": converter.licence,

@@ -29,6 +29,7 @@ from fastad.sweep_queue import FAILURES, Group, Queue
 from fastad.sweep_watch import Screen, Watch
 from fastad.sweep_worker import Work
 from fastad.train import never
+from fastad.view import classes_in
 
 # Of workers that end before they are ready, as where a package is missing, so many in a row end the sweep.
 FALSE_STARTS = 3
@@ -74,9 +75,9 @@ def recipes_of(experiment: Experiment, changes: Iterable[str] = ()) -> list[Reci
 
 
 def known_classes(name: str, shards: Path) -> Sequence[str]:
-    """The classes of a set, from its shards or, before it is converted, from its converter."""
+    """The classes that may be nominal, from a set's shards or, before it is converted, from its converter."""
     if (shards / name / MANIFEST).is_file():
-        return open_set(shards / name).classes
+        return classes_in("train", open_set(shards / name))
     classes = find_converter(name).classes if name in converter_names() else None
     if classes is None:
         raise FastadError(f"the classes of {name} are known once it is converted: fastad shard {name} RAW")
@@ -89,10 +90,11 @@ def missing_sets(recipes: Iterable[Recipe], shards: Path) -> dict[str, str]:
     missing = {}
     for name in needed:
         if not (shards / name / MANIFEST).is_file():
-            shipped = name in converter_names()
-            needs_raw = not shipped or "raw" in inspect.signature(find_converter(name).samples).parameters
-            where = f"{name if shipped else f'{name}.py'}{' RAW' * needs_raw}"
-            missing[name] = f"fastad shard {where} --out {shards}"
+            if name in converter_names():
+                what = name + " RAW" * ("raw" in inspect.signature(find_converter(name).samples).parameters)
+            else:
+                what = f"SET RAW --name {name}"
+            missing[name] = f"fastad shard {what} --out {shards}"
     return missing
 
 

@@ -278,7 +278,7 @@ def cost_table(results: Iterable[RunResult]) -> Table:
             percent(float(np.median([result.stall_share for result in group]))),
             ", ".join(distinct(result.verdict.partition(":")[0] or "–" for result in group)),
             ", ".join(map(str, distinct(result.group_size for result in group))),
-            ", ".join(distinct(f"{result.precision}{', compiled' if result.compiled else ''}" for result in group)),
+            "; ".join(distinct(map(_execution, group))),
         ]
         rows.append(Row(f"{experiment} / {objective}" if several else objective, tuple(map(Cell, figures))))
     if len(gathered) > 1:
@@ -301,6 +301,12 @@ def cost_table(results: Iterable[RunResult]) -> Table:
         "batches: each run shows the time of them all, of which hours count its own share."
     )
     return Table("Cost", header, tuple(rows), note)
+
+
+def _execution(result: RunResult) -> str:
+    """How steps were computed; channels_last, as nearly all are, is not told."""
+    layout = "" if result.memory_format == "channels_last" else result.memory_format
+    return ", ".join(filter(None, (result.precision, "compiled" if result.compiled else "", layout)))
 
 
 def _spent(group: Sequence[RunResult]) -> tuple[str, str, str]:

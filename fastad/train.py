@@ -17,19 +17,21 @@ import torch
 
 from fastad.checkpoint import plan_of, read_checkpoint, take_up, write_checkpoint
 from fastad.errors import Interrupted
+from fastad.execution import begun_with
 from fastad.files import Unwritable
 from fastad.group import set_learning_rate, step
-from fastad.log import logs, writer_of_boards
+from fastad.log import logs
 from fastad.objectives import Objective
 from fastad.outcome import evaluate_group
-from fastad.pipeline import Source, train_batches
+from fastad.pipeline import Source
 from fastad.plan import Plan
+from fastad.prepare import finishes_compiled, prepare
 from fastad.progress import progress, say
 from fastad.ranks import Agreed, of_all, of_first, share
 from fastad.recipe import Recipe
-from fastad.run import Run, RunResult, deterministic, open_run, read_result
+from fastad.run import Run, RunResult, begin_run, deterministic, read_result
 from fastad.sets import make_plan, training_sources
-from fastad.training import Epoch, Task, Training, any_uses_oe, asked, finite, read_epoch
+from fastad.training import Epoch, Task, Training, any_uses_oe, finite, read_epoch
 from fastad.verdict import Pace, judge
 from fastad.warm import Warm
 
@@ -88,26 +90,24 @@ def train(
 ) -> list[RunResult]:
     """Trains and evaluates every class × objective × seed; finished runs are left alone, unfinished ones go on.
 
-    `classes` empty means every class of the nominal set, `objectives` empty the recipe's. Raises `FastadError` for what
-    the user can mend, before anything is written, and `Interrupted` once `stop()` is not 0. Where there are several
-    processes each takes its share of the batches; the first alone reads and writes run folders, and evaluates. Calls
-    that are given the same `warm` open, hold and compile things once; it changes no number.
+    `classes` empty means every class of the nominal set that has training images, `objectives` empty the recipe's.
+    Raises `FastadError` for what the user can mend, before anything is written, and `Interrupted` once `stop()` is not
+    0. Where there are several processes each takes its share of the batches; the first alone reads and writes run
+    folders, and evaluates. Calls that are given the same `warm` open, hold and compile things once; it changes no
+    number.
     """
     warm = warm or Warm()
-    sets = warm.sets(recipe, shards, device)
-    workbench = warm.workbench(recipe, sets.shape_hwc, device)
-    wanted, pairs = asked(recipe, sets, classes, objectives, seeds)
-    if not sets.oe and (needing := [objective.name for objective in wanted if objective.uses_oe]):
-        say(f"no OE set: {', '.join(needing)} will see nominal images only")
-    if recipe.train.tensorboard:
-        writer_of_boards()
-    runs_of = of_first(_open_runs, out, recipe, pairs, wanted)
+    prepared = prepare(
+        recipe, shards=shards, out=out, device=device, classes=classes, objectives=objectives, seeds=seeds, warm=warm
+    )
+    sets, workbench, wanted = prepared.sets, prepared.workbench, prepared.wanted
+    of_first(_begin, prepared.runs)
     stop = Agreed(stop)
 
-    tuner = warm.tuner(recipe, shards, device, groups=len(pairs))
+    tuner = warm.tuner(recipe, shards, device, groups=len(prepared.pairs))
     results: dict[Path, RunResult] = {}
-    for number, ((seed, class_name), runs) in enumerate(zip(pairs, runs_of, strict=True), start=1):
-        label = f"[{number}/{len(pairs)}] {class_name} seed {seed}"
+    for number, ((seed, class_name), runs) in enumerate(zip(prepared.pairs, prepared.runs, strict=True), start=1):
+        label = f"[{number}/{len(prepared.pairs)}] {class_name} seed {seed}"
         finished = of_first(_finished, runs)
         results |= finished
         if len(finished) == len(runs):
@@ -118,21 +118,13 @@ def train(
         plan = make_plan(recipe, sets, class_name, seed, any_uses_oe(wanted))
         task = Task(recipe, sets, workbench, tuner, plan, label)
         for group in _groups(task, due):
-            sources = training_sources(recipe, sets, plan, device)
-            for training in group:
-                _recall_faults(training, plan, sources)
-            with deterministic(recipe.train.deterministic):
-                _train_group(task, sources, group, stop)
-                _join_faults(sources)
-                results |= of_first(evaluate_group, task, sources, group)
-    return [results[run.folder] for runs in runs_of for run in runs]
+            results |= _trained(task, group, stop)
+    return [results[run.folder] for runs in prepared.runs for run in runs]
 
 
-def _open_runs(out: Path, recipe: Recipe, pairs: list[tuple[int, str]], wanted: list[Objective]) -> list[list[Run]]:
-    """For every seed and class the runs of all objectives."""
-    return [
-        [open_run(out, recipe, class_name, objective.name, seed) for objective in wanted] for seed, class_name in pairs
-    ]
+def _begin(runs_of: list[list[Run]]) -> None:
+    for run in itertools.chain.from_iterable(runs_of):
+        begin_run(run)
 
 
 def _finished(runs: list[Run]) -> dict[Path, RunResult]:
@@ -146,8 +138,8 @@ def _groups(task: Task, due: list[tuple[Run, Objective]]) -> Iterator[list[Train
     trainings = []
     for run, objective in due:
         saved = of_first(read_checkpoint, run, task.sets, plan_of(objective, task.plan))
-        compiled = saved["member"]["compiled"] if saved else task.workbench.compiles(task.plan.steps)
-        training = Training(run, task.workbench.member(objective, run.seed, compiled))
+        execution = begun_with(saved["member"]) if saved else task.workbench.execution(task.plan.steps)
+        training = Training(run, task.workbench.member(objective, run.seed, execution))
         if saved:
             take_up(training, saved)
         trainings.append(training)
@@ -157,6 +149,21 @@ def _groups(task: Task, due: list[tuple[Run, Objective]]) -> Iterator[list[Train
 
     for _, group in itertools.groupby(sorted(trainings, key=progress_of), key=progress_of):
         yield list(group)
+
+
+def _trained(task: Task, group: list[Training], stop: Callable[[], int]) -> dict[Path, RunResult]:
+    """Trains and evaluates a group. Nothing here outlives it that keeps its images from making room for the next's."""
+    recipe, workbench = task.recipe, task.workbench
+    sources = training_sources(recipe, task.sets, task.plan, workbench.device)
+    for training in group:
+        _recall_faults(training, task.plan, sources)
+    with deterministic(recipe.train.deterministic):
+        try:
+            _train_group(task, sources, group, stop)
+        finally:
+            workbench.release()
+        _join_faults(sources)
+        return of_first(evaluate_group, task, sources, group)
 
 
 def _recall_faults(training: Training, plan: Plan, sources: Sequence[Source]) -> None:
@@ -171,7 +178,7 @@ def _train_group(task: Task, sources: Sequence[Source], group: list[Training], s
     recipe, plan, start, going = task.recipe, task.plan, group[0].step, _going(group)
     if start == plan.steps or not going:
         return
-    made = train_batches(
+    made = task.workbench.batches(
         plan,
         sources,
         recipe.augment,
@@ -179,7 +186,7 @@ def _train_group(task: Task, sources: Sequence[Source], group: list[Training], s
         loader=task.tuner.loader(plan, sources),
         start_step=start,
         share=share(),
-        compiled=None if recipe.train.compile == "auto" else task.workbench.compiles(plan.steps),
+        compiled=finishes_compiled(recipe, task.sets, plan, task.workbench.device),
     )
     is_first = share().rank == 0
     logged = logs(group, tensorboard=recipe.train.tensorboard) if is_first else nullcontext()

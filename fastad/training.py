@@ -21,6 +21,7 @@ from fastad.run import Run
 from fastad.sets import Sets, make_plan, one_vs_rest
 from fastad.tune import Tuner
 from fastad.verdict import Verdict
+from fastad.view import classes_in
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,10 +66,12 @@ class Training:
 def asked(
     recipe: Recipe, sets: Sets, classes: Sequence[str], objectives: Sequence[str], seeds: Sequence[int]
 ) -> tuple[list[Objective], list[tuple[int, str]]]:
-    """The objectives and the pairs of seed and class that are to be trained, each once; no classes mean all, no
-    objectives the recipe's. Raises `FastadError` where one of them cannot be."""
+    """The objectives and the pairs of seed and class that are to be trained, each once; no classes mean all that
+    have training images, no objectives the recipe's. Raises `FastadError` where one of them cannot be."""
     wanted = [find(name) for name in dict.fromkeys(objectives or recipe.objectives)]
-    pairs = list(itertools.product(dict.fromkeys(seeds), dict.fromkeys(classes or sets.nominal.manifest.classes)))
+    pairs = list(
+        itertools.product(dict.fromkeys(seeds), dict.fromkeys(classes or classes_in("train", sets.nominal.manifest)))
+    )
     for seed, class_name in pairs:
         one_vs_rest(sets, class_name)
         make_plan(recipe, sets, class_name, seed, any_uses_oe(wanted)).check_share(share())

@@ -7,7 +7,6 @@ Use: `loader = Tuner(recipe, device, runs=30).loader(plan, sources)`.
 import hashlib
 import itertools
 import json
-import os
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing
@@ -17,7 +16,8 @@ from typing import Any
 
 import torch
 
-from fastad.dali import TUNED, Decoding, LoaderSpec, dali_crops
+from fastad.augment import AugmentSpec
+from fastad.dali import TUNED, Decoding, LoaderSpec, cores_here, dali_crops
 from fastad.errors import FastadError
 from fastad.feed import planned
 from fastad.files import cache_home, locked, write_json
@@ -64,20 +64,22 @@ class Tuner:
 
 
 def _choose(recipe: Recipe, plan: Plan, decoded: Decoded, device: torch.device, runs: int) -> LoaderSpec:
-    given, machine = recipe.loader, _machine(device)
-    # A CPU has no decoder beside its cores, and decoding alone does not show what batches ahead cost there.
-    tuned = TUNED if device.type == "cuda" else ("threads",)
-    values = {name: _values(name, machine["cores"]) for name in given.left_open() if name in tuned}
-    key = machine | _work(recipe, decoded) | {"given": {name: getattr(given, name) for name in TUNED}}
+    given, values = recipe.loader, values_to_try(recipe.loader, device)
+    key = _machine(device) | _work(recipe, decoded) | {"given": {name: getattr(given, name) for name in TUNED}}
     path = cache_home() / f"loader-{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]}.json"
     found, why = _kept(path, key, values), f"cached in {path}"
     if values and found is None:
         images = runs * plan.steps * sum(stream.batch for stream, _ in decoded)
-        found, rates = _sweep(recipe, plan, decoded, device, values, images)
         why = "too few images to tune for"
-        if found:
-            why = f"tuned now: {rates[-1]['images_per_s']:,.0f} images/s decoded alone"
-            _keep(path, {"key": key, "loader": found, "rates": rates})
+        if _pays(recipe, plan, decoded, device, values, images):
+            best, rates = fastest(recipe.augment, plan, decoded, device, given.settled(device), values)
+            found = {name: getattr(best, name) for name in values}
+            why = f"tuned now: {rates[best]:,.0f} images/s decoded alone"
+            told = [
+                {name: getattr(loader, name) for name in values} | {"images_per_s": round(rates[loader], 1)}
+                for loader in rates
+            ]
+            _keep(path, {"key": key, "loader": found, "rates": told})
     chosen = replace(given.settled(device), **(found or {}))
     names = [name for name in TUNED if name != "hw_decoder_load" or device.type == "cuda"]
     settings = ", ".join(
@@ -89,11 +91,11 @@ def _choose(recipe: Recipe, plan: Plan, decoded: Decoded, device: torch.device, 
 
 
 def _machine(device: torch.device) -> dict[str, Any]:
-    """What decodes; of several ranks on a machine, whose number torchrun tells, each has its part of the cores."""
+    """What decodes."""
     found = environment(device)
     return {
         "processor": found["processor"],
-        "cores": max(1, found["cores"] // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))),
+        "cores": cores_here(),
         "device": found["device"],
         "dali": [version for name, version in found["packages"].items() if name.startswith("nvidia-dali")],
     }
@@ -108,53 +110,64 @@ def _work(recipe: Recipe, decoded: Decoded) -> dict[str, Any]:
     }
 
 
+def values_to_try(given: LoaderSpec, device: torch.device) -> dict[str, list[Any]]:
+    """What is tried of each setting that is left open, the preferred values first."""
+    # A CPU has no decoder beside its cores, and decoding alone does not show what batches ahead cost there.
+    tuned = TUNED if device.type == "cuda" else ("threads",)
+    cores = _machine(device)["cores"]
+    return {name: _values(name, cores) for name in given.left_open() if name in tuned}
+
+
 def _values(name: str, cores: int) -> list[Any]:
-    """The values that are tried for a setting, the preferred ones first."""
     if name == "threads":
         return sorted({cores, *(2**power for power in range(cores.bit_length()))})
     # DALI's default comes first of the shares, and of two batches ahead fewer would leave it idle between requests.
     return [0.65, 0.5, 0.8, 1.0, 0.0] if name == "hw_decoder_load" else [2, 4]
 
 
-def _sweep(
+def _pays(
     recipe: Recipe,
     plan: Plan,
     decoded: Decoded,
     device: torch.device,
     values: Mapping[str, Sequence[Any]],
     images: int,
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """The settings found, one after another, and each rate measured, the chosen settings' last; no settings where that
-    does not pay for so many images."""
-    best = recipe.loader.settled(device)
+) -> bool:
+    """Whether trying these values repays itself over so many images, by how fast they are decoded untuned."""
     if images < FROM_IMAGES:
-        return {}, []
-
-    def rate(loader: LoaderSpec) -> float:
-        return _images_per_s(recipe, plan, decoded, device, loader)
-
+        return False
     # This also brings what the first batches are read from into memory, for all that are compared.
-    started, rate_untuned = time.perf_counter(), rate(best)
+    started = time.perf_counter()
+    rate = _images_per_s(recipe.augment, plan, decoded, device, recipe.loader.settled(device))
     setting_s = max(SECONDS_A_SETTING, time.perf_counter() - started)
-    if sum(map(len, values.values())) * setting_s > MOST_SHARE * images / rate_untuned:
-        return {}, []
-    rates: dict[LoaderSpec, float] = {}
+    return sum(map(len, values.values())) * setting_s <= MOST_SHARE * images / rate
+
+
+def fastest(
+    spec: AugmentSpec,
+    plan: Plan,
+    decoded: Decoded,
+    device: torch.device,
+    start: LoaderSpec,
+    values: Mapping[str, Sequence[Any]],
+) -> tuple[LoaderSpec, dict[LoaderSpec, float]]:
+    """The settings with which a plan's images are decoded fastest, one found after another from those of `start` on;
+    and the images per second of all that were measured."""
+    best, rates = start, dict[LoaderSpec, float]()
     for name in (name for name in TUNED if name in values):
         settings = [replace(best, **{name: value}) for value in values[name]]
-        rates |= {loader: rate(loader) for loader in settings if loader not in rates}
+        rates |= {
+            loader: _images_per_s(spec, plan, decoded, device, loader) for loader in settings if loader not in rates
+        }
         enough = max(rates[loader] for loader in settings) / (1 + NOISE)
         best = next(loader for loader in settings if rates[loader] >= enough)
-    measured = [
-        {name: getattr(loader, name) for name in values} | {"images_per_s": round(found, 1)}
-        for loader, found in sorted(rates.items(), key=lambda item: item[0] == best)
-    ]
-    return {name: getattr(best, name) for name in values}, measured
+    return best, rates
 
 
-def _images_per_s(recipe: Recipe, plan: Plan, decoded: Decoded, device: torch.device, loader: LoaderSpec) -> float:
+def _images_per_s(spec: AugmentSpec, plan: Plan, decoded: Decoded, device: torch.device, loader: LoaderSpec) -> float:
     """How fast the plan's first batches are decoded, with the draws of its training; a short plan goes on beyond its
     end."""
-    plan, spec = replace(plan, epochs=ENDLESS_EPOCHS), recipe.augment
+    plan = replace(plan, epochs=ENDLESS_EPOCHS)
     wanted = [planned(plan, stream, spec, start_step=0, share=WHOLE_BATCH) for stream, _ in decoded]
     crops = dali_crops([source.origin for _, source in decoded], wanted, Decoding(spec, device, loader))
     with closing(crops) as batches:

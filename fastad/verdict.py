@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 
 from fastad.group import Member, step
-from fastad.pipeline import Batch, Source
+from fastad.pipeline import Batch, Source, Unmade
 from fastad.ranks import share
 
 # From this share of the time on it is said what would help.
@@ -48,18 +48,19 @@ class Verdict(NamedTuple):
     line: str
 
 
-def judge(members: Sequence[Member], batch: Batch, pace: Pace, sources: Sequence[Source]) -> Verdict:
+def judge(members: Sequence[Member], batch: Batch | Unmade, pace: Pace, sources: Sequence[Source]) -> Verdict:
     """Trainer-bound or what else, by how much less a step takes on the last batch alone; members are left as they were.
 
     The host's clock, what it waited, is taken for trainings too short to replay or of several processes, on a busy
     machine, and on the CPU where all images are held: there it is exact, as steps and batches are made in turn. On a
     GPU the host runs ahead of the device; and on the CPU, decoding takes cores from the trainer also while nothing
-    waits for it.
+    waits for it. A step that makes its images itself does so when it is replayed, too: what waits for batches then is
+    what waits for the host's numbers.
     """
     if pace.steps < 1:
         return Verdict(0.0, "one step is too few to tell what bounds it")
     step_s, stall_share, how = pace.seconds / pace.steps, pace.waiting_s / pace.seconds, "by the host's clock"
-    in_turn = batch.images.device.type == "cpu" and all(source.held is not None for source in sources)
+    in_turn = batch.target.device.type == "cpu" and all(source.held is not None for source in sources)
     alone = share().ranks == 1  # replaying steps of several processes would take all of them
     if pace.seconds >= REPLAY_FROM_S and alone and not in_turn:
         rounds = _replayed_s(members, batch, pace.steps)
@@ -86,7 +87,7 @@ def _bound(sources: Sequence[Source]) -> tuple[str, str]:
     return "read-bound", f"; {hold} or a faster disk would help"
 
 
-def _replayed_s(members: Sequence[Member], batch: Batch, steps: int) -> list[float]:
+def _replayed_s(members: Sequence[Member], batch: Batch | Unmade, steps: int) -> list[float]:
     """Seconds of one step on a batch that is there, round by round; what the steps changed is put back."""
     before = [copy.deepcopy(member.state()) for member in members]
     each = max(1, min(int(REPLAY_SHARE * steps), MOST_REPLAYED) // ROUNDS)
@@ -103,6 +104,6 @@ def _replayed_s(members: Sequence[Member], batch: Batch, steps: int) -> list[flo
     return rounds
 
 
-def _wait(batch: Batch) -> None:
-    if batch.images.device.type == "cuda":
-        torch.cuda.synchronize(batch.images.device)
+def _wait(batch: Batch | Unmade) -> None:
+    if batch.target.device.type == "cuda":
+        torch.cuda.synchronize(batch.target.device)

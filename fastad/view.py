@@ -61,6 +61,13 @@ def select(view: View, manifest: Manifest, exclude_hashes: np.ndarray | None = N
     return rows[generator(view.seed, "view", "rows").permutation(len(rows))[: view.size]]
 
 
+def classes_in(split: str, manifest: Manifest) -> tuple[str, ...]:
+    """The classes that have images in the split, in the set's order."""
+    rows = manifest.split_rows(split)
+    found = np.bincount(manifest.class_index[rows.start : rows.stop] + 1, minlength=len(manifest.classes) + 1)[1:]
+    return tuple(name for name, count in zip(manifest.classes, found, strict=True) if count)
+
+
 def content_hashes(manifest: Manifest, rows: np.ndarray) -> np.ndarray:
     """The rows' hashes, uint64 [n]; raises `FastadError` where the set was converted without them."""
     hashes = manifest.content_hash[rows]

@@ -93,3 +93,21 @@ def test_without_draws_nothing_is_padded_or_mirrored() -> None:
     assert not geometry.start.any()
     assert not geometry.flip.any()
     assert geometry.inside() is None
+
+
+def test_draws_are_their_askers_own() -> None:
+    draws = draw(SPEC, 1, "nominal", 0, 0, 8)
+    for numbers in draws:
+        numbers[:] = 0
+    assert draw(SPEC, 1, "nominal", 0, 0, 8).colour.all()
+
+
+def test_whether_crops_are_padded_is_the_recipes_and_not_the_draws() -> None:
+    draws = draw(SPEC, 1, "nominal", 0, 0, 200)
+    inside = (place(SPEC, draws, SIDE[:200], SIDE[:200]).start == 0).all(1)
+    assert inside.any()
+    alone = draws.part(slice(int(np.flatnonzero(inside)[0]), int(np.flatnonzero(inside)[0]) + 1))
+    geometry = place(SPEC, alone, SIDE[:1], SIDE[:1])
+    assert geometry.padded
+    assert np.array_equal(geometry.inside(), [[0, 32, 0, 32]])
+    assert not place(AugmentSpec(crop_px=20), alone, SIDE[:1], SIDE[:1]).padded

@@ -16,6 +16,8 @@ from conftest import after, assert_same_scores, run_with_small_files, scores_in
 
 from fastad import files
 from fastad.errors import FastadError, Interrupted
+from fastad.execution import Execution
+from fastad.group import Workbench
 from fastad.recipe import Recipe, dump
 from fastad.run import Run, RunResult, find_runs
 from fastad.train import train
@@ -123,6 +125,20 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(
     assert told in capsys.readouterr().err
     assert_same_scores(scores_in(tmp_path), uninterrupted)
     assert not found.checkpoint.exists() and not found.earlier_checkpoint.exists()
+
+
+def test_a_training_goes_on_in_the_memory_format_it_began_with(
+    recipe: Recipe, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What would be chosen for a new one by then is another: as where the cache of what was measured is gone."""
+    plain = Execution(memory_format="contiguous")
+    monkeypatch.setattr(Workbench, "execution", lambda self, steps: plain)
+    (whole,) = run(recipe, home, tmp_path / "whole", objectives=["hsc"])
+    interrupted_at((3,), recipe, home, tmp_path / "cut")
+    monkeypatch.setattr(Workbench, "execution", lambda self, steps: Execution())
+    (found,) = run(recipe, home, tmp_path / "cut", objectives=["hsc"])
+    assert (whole.memory_format, found.memory_format) == ("contiguous", "contiguous")
+    assert_same_scores(scores_in(tmp_path / "cut"), scores_in(tmp_path / "whole"))
 
 
 def test_checkpoints_that_cannot_be_gone_on_from_are_said(recipe: Recipe, home: Path, tmp_path: Path) -> None:

@@ -133,6 +133,10 @@ def test_from_raw_images_to_a_report(fastad: Shell, home: Path, toml: Path, tmp_
         auroc = run["metrics"]["auroc"]
         assert auroc["value"] == pytest.approx(((pairs > 0) + (pairs == 0) / 2).mean())
         assert auroc["low"] <= auroc["value"] <= auroc["high"]
+    scored = fastad("score", folder, shards / "blobs", "--split", "test", "--out", tmp_path / "scores.csv")
+    assert scored.code == 0 and len((tmp_path / "scores.csv").read_text().splitlines()) == 61
+    assert fastad("score", folder, shards / "extras").out.startswith("split,key,class,score\ntrain,train-0000,a,")
+    assert "holds 4 runs: name one, such as " in fastad("score", out, shards / "blobs").error
     assert fastad("report", out, "--out", tmp_path / "report").code == 0
     assert (tmp_path / "report" / "report.html").stat().st_size > 10_000
 
@@ -190,6 +194,13 @@ def test_mistakes_are_one_line_and_exit_code_2(fastad: Shell, home: Path, toml: 
         (["verify", tmp_path], "is not a shard set"),
         (["verify", home / "blobs", "--level", "sizes"], "unknown level 'sizes': did you mean size"),
         (["inspect", tmp_path / "nothing"], "is not a shard set"),
+        (["inspect", home], f"found the sets blobs, extras in it: name one, such as {home / 'blobs'}"),
+        (["inspect", home / "blobs", "--class", "middle"], "inspect: --class is for --batch RECIPE"),
+        (["inspect", home / "blobs", "--seed", 0], "inspect: --seed is for --batch RECIPE"),
+        (["inspect", home / "blobs", "--grid", tmp_path], f"cannot write {tmp_path}: it is a folder; name a file"),
+        (["inspect", "--batch", toml, tmp_path / "s.png", "--json"], "inspect: --json shows a set"),
+        (["inspect", "--batch", toml, tmp_path / "s.png", "--against", home], "inspect: --against shows a set"),
+        (["stage", home / "blobs"], "blobs is no address: give one such as s3://bucket/shards/digits"),
         (["train", "cifar"], "unknown recipe 'cifar'"),
         ([*train, "--class", "Trousers"], "unknown class of blobs 'Trousers': known: low/mid, middle, high"),
         ([*train, "--objective", "hcs"], "unknown objective 'hcs': did you mean hsc?"),
@@ -203,11 +214,23 @@ def test_mistakes_are_one_line_and_exit_code_2(fastad: Shell, home: Path, toml: 
         ([*train, "--sed", 1], "No such option: --sed"),
         ([*train, "--seed", "one"], "Invalid value for '--seed'"),
         (["bench", "step", "--shards", tmp_path], "bench step makes its own sets without a recipe"),
+        (["bench", "loader", "--set", "a=1"], "bench loader makes its own sets without a recipe"),
+        (["bench", "loader", toml, "--case", "small"], "bench loader: --case is for what it makes itself"),
+        (["bench", "step", toml, "--network", "toy"], "bench step: --network is for what it makes itself"),
+        (["shard", "digits", "--max-bad", "5"], "--max-bad must be a share from 0 to 1"),
+        (["shard", "digits", "--part", "3/2"], "--part must be I/N with I from 1 to N"),
     ]
     for arguments, message in cases:
         assert message in fastad(*arguments).error
     assert not (tmp_path / "runs").exists()
     assert not (tmp_path / "s" / "mnist").exists()
+    assert not list(tmp_path.glob("*.png")) + list(tmp_path.glob("**/.*.tmp"))
+
+
+def test_a_command_that_lacks_its_name_shows_help_and_nothing_else(fastad: Shell) -> None:
+    done = fastad("bench")
+    assert (done.code, done.err) == (2, "")
+    assert "loader" in done.out
 
 
 @pytest.mark.skipif("__import__('torch').cuda.is_available()", reason="needs a machine without a GPU")

@@ -18,7 +18,7 @@ from sklearn.datasets import load_sample_images
 from torch import nn
 
 from fastad import shard
-from fastad.augment import AugmentSpec
+from fastad.augment import AugmentSpec, Geometry
 from fastad.dali import Decoding, LoaderSpec
 from fastad.encode import Encoding
 from fastad.errors import FastadError, Interrupted
@@ -236,6 +236,16 @@ def test_the_headers_of_a_row_are_walked_once(damaged: Manifest, monkeypatch: py
     assert not any(source.faults.checked[row_of(damaged, index)] for source in sources for index in BAD)
 
 
+def test_headers_are_walked_to_their_end_however_short_the_file_is(damaged: Manifest) -> None:
+    from fastad.faults import _has_headers
+
+    whole = ShardReader(damaged).files(np.array([row_of(damaged, 0)]))[0].tobytes()
+    scan = whole.index(b"\xff\xda")
+    assert [_has_headers(whole[:stop]) for stop in range(2, scan + 2)] == [False] * scan
+    assert _has_headers(whole[: scan + 2])
+    assert _has_headers(whole[:2] + b"\xff\xff" + whole[2:])
+
+
 @pytest.mark.parametrize("executor", ["dali", "resident"])
 def test_a_stream_in_which_all_images_are_bad_stops(executor: str, tmp_path: Path) -> None:
     manifest = make_set(tmp_path, "hopeless", dict.fromkeys(range(8), half), count=8)
@@ -253,6 +263,42 @@ def test_in_a_test_nothing_is_left_out(index: int, executor: str, damaged: Manif
     with pytest.raises(FastadError, match=message):
         held = hold(Origin(reader, faults), rows, HOW) if executor == "resident" else None
         list(evaluation_batches(Source(reader, held, faults), rows, np.zeros(4, np.float32), SPEC, CPU))
+
+
+def test_what_is_wrong_with_a_batch_but_not_with_its_images_is_told_in_dalis_words(
+    damaged: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not in those of the first line, "Critical error in pipeline:", nor those that say where in the graph."""
+    from fastad import external_source
+
+    place = external_source.place
+
+    def beyond(*args: object) -> Geometry:
+        geometry = place(*args)  # type: ignore[arg-type]
+        return geometry._replace(start=geometry.start + 1_000)
+
+    monkeypatch.setattr(external_source, "place", beyond)
+    plan = make_plan(damaged)
+    with pytest.raises(
+        FastadError, match=r"DALI cannot make a batch of \S+ \(damaged-\d+, .* …\): The cropping window"
+    ):
+        batches_of(plan, sources_of(plan, damaged, "dali"))
+
+
+class Full:
+    """A pipeline for which there is no memory."""
+
+    def run(self) -> None:
+        raise MemoryError("CUDA allocation failed")
+
+
+def test_where_memory_is_too_small_it_is_said_what_takes_less(
+    damaged: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fastad.dali._graph", lambda *_, **__: Full())
+    plan = make_plan(damaged)
+    with pytest.raises(FastadError, match=r"…\): CUDA allocation failed: less is needed with --set loader\.prefetch=1"):
+        batches_of(plan, sources_of(plan, damaged, "dali"))
 
 
 def test_what_is_read_to_the_end_but_damaged_inside_passes_as_pillow_reads_it(tmp_path: Path) -> None:

@@ -9,29 +9,17 @@ import fastad
 
 ORDER = (
     *("__init__", "errors", "seeds", "progress", "files", "remote", "workers", "tar", "encode", "card", "manifest"),
-    *(
-        "stage",
-        "text_column",
-        "listing",
-        "in_place",
-        "write",
-        "shard",
-        "reader",
-        "verify",
-        "synsets",
-        "view",
-        "inspect",
-        "plan",
-    ),
-    *("augment", "feed", "pixels", "ahead", "faults", "dali", "resident", "pipeline", "backbones", "networks"),
+    *("stage", "text_column", "listing", "in_place", "write", "shard", "reader", "verify", "synsets", "view"),
+    *("inspect", "plan", "augment", "feed", "packed", "compiled", "pixels", "ahead", "faults", "external_source"),
+    *("dali", "resident", "pipeline", "backbones", "networks"),
     *("objectives", "named", "recipe", "experiment", "ranks", "sets", "batch_picture", "run", "tune", "memory"),
-    *("compiling", "step_graph", "group", "warm", "verdict", "training", "checkpoint", "log", "evaluate", "outcome"),
-    *("train", "estimate"),
+    *("execution", "step_graph", "group", "warm", "verdict", "training", "checkpoint", "log", "evaluate", "outcome"),
+    *("prepare", "train", "estimate", "score"),
     *("sweep_queue", "sweep_worker", "sweep_presence", "sweep_pool", "sweep_watch", "sweep", "forecast", "toy"),
     *("tables", "results", "measured", "published", "compare", "paper_tables", "paired", "coverage", "drawing"),
     *("figures", "paper_figures", "toy_figure", "words", "markup", "page", "report", "quickstart"),
-    *("bench", "bench_loader", "roofline", "bench_step", "bench_shard", "bench_sweep", "options", "cli_sweep", "cli"),
-    *("__main__",),
+    *("bench", "bench_gpu", "bench_loader", "roofline", "bench_step", "bench_shard", "bench_sweep", "options"),
+    *("cli_bench", "cli_sweep", "cli", "__main__"),
 )
 LIGHT = {"manifest", "stage", "synsets", "view", "plan", "augment", "reader", "shard", "verify", "inspect"}
 

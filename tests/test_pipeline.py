@@ -22,7 +22,7 @@ from fastad.errors import FastadError
 from fastad.faults import Faults, Origin
 from fastad.listing import Converter
 from fastad.manifest import Manifest, Sample
-from fastad.pipeline import Batch, Source, evaluation_batches, out_hw, train_batches
+from fastad.pipeline import Batch, Source, Unmade, evaluation_batches, out_hw, step_batches, train_batches
 from fastad.plan import WHOLE_BATCH, Plan, Share, Stream
 from fastad.reader import ShardReader
 from fastad.resident import hold
@@ -216,6 +216,38 @@ def test_photographs_and_arrays_are_streamed_side_by_side(photos: Manifest, tmp_
             assert torch.equal(both.images[8 * place :][:8], apart.images)
 
 
+NOT_PADDED = AugmentSpec(crop_px=20, flip_probability=0.5, contrast=0.2, noise_std=0.01)
+
+
+@pytest.mark.parametrize("spec", [AugmentSpec(), WHOLE, NOT_PADDED], ids=["plain", "whole", "not padded"])
+@pytest.mark.parametrize("share", [WHOLE_BATCH, Share(1, 4)])
+def test_batches_made_of_their_numbers_in_the_same_memory_are_those_of_dali(
+    share: Share, spec: AugmentSpec, blobs: Manifest, extras: Manifest
+) -> None:
+    """All numbers first, as a host does that runs ahead of its device."""
+    plan, manifests = make_plan(extras), [blobs, extras]
+    readers = [ShardReader(manifest) for manifest in manifests]
+    unmade = list(step_batches(plan, resident(plan, readers, spec), spec, CPU, start_step=2, share=share))
+    memory, expected = None, run(plan, manifests, spec, "dali", start_step=2, share=share)
+    assert len(unmade) == len(expected) == 4
+    for found, other in zip(unmade, expected, strict=True):
+        assert isinstance(found, Unmade)
+        assert found.maker is unmade[0].maker
+        memory = torch.empty_like(found.packed) if memory is None else memory
+        memory.copy_(found.packed)
+        assert torch.equal(found.maker(memory), other.images)
+        assert torch.equal(found.target, other.target)
+        np.testing.assert_array_equal(found.row, other.row)
+
+
+def test_steps_get_made_batches_where_a_stream_is_not_held(blobs: Manifest, extras: Manifest) -> None:
+    plan, readers = make_plan(extras), [ShardReader(blobs), ShardReader(extras)]
+    mixed = [by_dali(plan, readers, WHOLE)[0], resident(plan, readers, WHOLE)[1]]
+    for found, expected in zip(step_batches(plan, mixed, WHOLE, CPU), run(plan, [blobs, extras], WHOLE), strict=True):
+        assert isinstance(found, Batch)
+        assert torch.equal(found.images, expected.images)
+
+
 def test_without_oe_batches_are_nominal_only(blobs: Manifest) -> None:
     batches = run(make_plan(None), [blobs], AugmentSpec())
     assert {len(batch.row) for batch in batches} == {16}
@@ -345,3 +377,16 @@ def test_the_gpu_gives_the_cpus_pixels(executor: str, blobs: Manifest, extras: M
         assert other.images.is_contiguous(memory_format=torch.channels_last)
         np.testing.assert_array_equal(one.row, other.row)
         torch.testing.assert_close(one.images, other.images.cpu(), atol=1e-4, rtol=0)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+def test_the_host_does_not_wait_for_a_gpu_between_batches_of_a_test(blobs: Manifest) -> None:
+    gpu, reader, rows = torch.device("cuda"), ShardReader(blobs), np.asarray(blobs.split_rows("test"))
+    source = Source(reader, hold(Origin(reader, Faults()), rows, Decoding(WHOLE, gpu, LoaderSpec())))
+    try:
+        for batch in evaluation_batches(source, rows, (rows % 2).astype(np.float32), WHOLE, gpu, size=7):
+            torch.cuda.set_sync_debug_mode("error")
+            assert batch.target.device.type == "cuda"
+    finally:
+        torch.cuda.set_sync_debug_mode("default")

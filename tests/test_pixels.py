@@ -9,7 +9,7 @@ from torchvision.transforms import v2
 
 from fastad import pixels
 from fastad.augment import AugmentSpec, Draws, draw
-from fastad.pixels import Finish, blur_matrix, noise_bank
+from fastad.pixels import Finish, blur_matrix, noise_bank, windows
 
 CPU = torch.device("cpu")
 PHOTOS = [photo[60:124, 200:264] for photo in load_sample_images().images]
@@ -108,6 +108,20 @@ def test_padding_stays_black_and_does_not_pull_the_contrasts_pivot() -> None:
     assert not found[:, 50:].any()
     alone = Finish(JITTER, (59, 50), 3, CPU, oe_from=1)([padded[:, 5:, :50].contiguous()], draws)[0].permute(1, 2, 0)
     torch.testing.assert_close(found[5:, :50], alone, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("side", [28, 50, 64, 90])
+def test_crops_that_might_be_padded_and_are_not_have_the_values_of_those_that_cannot_be(side: int) -> None:
+    images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (6, side, side, 3), dtype=np.uint8))
+    draws = draw(WHOLE, 1, "nominal", 0, 0, 6)
+    finish = Finish(WHOLE, (side, side), 3, CPU, oe_from=3)
+    assert torch.equal(finish([images], draws), finish([images], draws, np.tile(np.int32([0, side, 0, side]), (6, 1))))
+
+
+def test_noise_is_read_alike_by_a_gpu_and_a_cpu() -> None:
+    bank, offset = noise_bank(100), torch.tensor([0, 7, 2**24 - 1, 7])
+    expected = torch.stack([bank[first : first + 100] for first in offset.tolist()])
+    assert torch.equal(windows(bank, 100, offset), expected)
 
 
 @pytest.mark.parametrize("sigma", [0.5, 1.0, 8.0, 32.0])

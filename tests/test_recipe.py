@@ -35,7 +35,7 @@ def test_every_set_that_a_shipped_recipe_names_has_a_converter() -> None:
 
 
 def test_overrides_reach_every_field(recipe: Recipe) -> None:
-    assert len(known_keys()) == 43
+    assert len(known_keys()) == 44
     found = load("digits", ["optim.lr=1e-4", "data.oe_size=64", "optim.milestones=[2, 3]", "data.oe=mnist", "name=x"])
     assert (found.optim.lr, found.data.oe_size, found.optim.milestones) == (1e-4, 64, (2, 3))
     assert (found.data.oe, found.name) == (("mnist",), "x")

@@ -55,6 +55,17 @@ def test_bytes_are_the_same_for_any_number_of_workers(converter: Path, tmp_path:
     assert sets[1] == sets[2] == sets[3]
 
 
+def test_a_set_may_have_another_name_than_its_converter(converter: Path, tmp_path: Path) -> None:
+    own = convert(str(converter), None, tmp_path, workers=1)
+    other = convert(str(converter), None, tmp_path, name="Parts-2", workers=1)
+    assert (other.name, other.folder) == ("Parts-2", tmp_path / "Parts-2")
+    assert [shard.sha256 for shard in other.shards] == [shard.sha256 for shard in own.shards]
+    for name in ("", "../parts", "a/b", ".hidden", "parts.py"):
+        with pytest.raises(FastadError, match="--name must be letters, digits, - and _"):
+            convert(str(converter), None, tmp_path, name=name)
+    assert {path.name for path in tmp_path.iterdir() if path.is_dir()} == {own.name, "Parts-2"}
+
+
 # webdataset 1.0 leaves its tars to the garbage collector.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.usefixtures("small_shards")

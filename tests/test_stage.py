@@ -496,7 +496,7 @@ def test_an_address_is_no_place_to_convert_to(
 ) -> None:
     code, _, err = run(monkeypatch, capsys, "shard", "digits", "--out", "s3://bucket/shards")
     assert code == 2
-    assert "s3:/bucket/shards is an address, and shards are written to folders: choose one with --out" in err
+    assert "s3://bucket/shards is an address, and shards are written to folders: choose one with --out" in err
     monkeypatch.setenv("FASTAD_SHARDS", "s3://bucket/shards")
     assert "is an address" in run(monkeypatch, capsys, "shard", "digits")[2]
 

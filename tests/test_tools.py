@@ -63,6 +63,17 @@ def test_idx_files_become_what_torchvision_reads(name: str, kind: str, packed: b
     assert_equal_to_torchvision(manifest, raw, tmp_path / "torchvision", getattr(torchvision.datasets, kind))
 
 
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+def test_idx_files_may_have_a_dot_before_idx_beside_folders_of_the_usual_names(suffix: str, raw: Path) -> None:
+    """As unpackers on Windows name them, and the copy on Kaggle has them."""
+    name = "train-labels-idx1-ubyte"
+    whole = (raw / name).read_bytes()
+    (raw / name).unlink()
+    (raw / name).mkdir()
+    (raw / f"train-labels.idx1-ubyte{suffix}").write_bytes(gzip.compress(whole) if suffix else whole)
+    np.testing.assert_array_equal(read_idx(raw, name, 1), np.arange(50) % 10)
+
+
 @pytest.mark.skipif(not DEBIAN_FASHION_MNIST.is_dir(), reason="needs Debian's package dataset-fashion-mnist")
 def test_the_real_fashion_mnist_is_what_torchvision_reads(tmp_path: Path) -> None:
     manifest = convert("fashion-mnist", DEBIAN_FASHION_MNIST, tmp_path / "shards", workers=2)

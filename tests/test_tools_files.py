@@ -295,6 +295,11 @@ def test_flat_validation_images_are_labelled_by_their_number_also_from_a_packed_
     assert (sample.key, sample.class_name) == (f"test/{WNIDS[2]}/ILSVRC2012_val_00000002", WNIDS[2])
 
 
+def test_imagenet30_says_what_it_takes_where_it_finds_none_of_it(tmp_path: Path) -> None:
+    with pytest.raises(FastadError, match="no ImageNet-30 in .*: it should hold one_class_train/ and one_class_test/"):
+        list(imagenet30.samples(tmp_path))
+
+
 def test_imagenet30_is_the_benchmarks_release_without_its_stray_file(tmp_path: Path) -> None:
     assert list(imagenet30.CLASSES) == sorted(imagenet30.CLASSES)
     assert len(set(imagenet30.CLASS_OF)) == 30

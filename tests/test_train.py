@@ -7,22 +7,27 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from conftest import after, assert_same_scores, scores_in
+from PIL import Image
 
 from fastad import sets as sets_module
 from fastad.errors import FastadError, Interrupted
+from fastad.execution import Execution
 from fastad.group import Workbench, step
 from fastad.manifest import Manifest
+from fastad.networks import MEMORY_FORMATS
 from fastad.objectives import find
 from fastad.pipeline import Batch, train_batches
-from fastad.plan import Plan
+from fastad.plan import Plan, Share
 from fastad.recipe import Recipe
 from fastad.run import RunResult, find_runs
 from fastad.sets import Sets, make_plan, oe_batches, one_vs_rest, open_sets, training_sources
+from fastad.shard import convert
 from fastad.train import stop_on_signals, train
 
 CPU = torch.device("cpu")
@@ -133,42 +138,68 @@ def test_compiled_training_follows_eager_training(recipe: Recipe, home: Path) ->
     batches = list(batches_of(recipe, sets, make_plan(recipe, sets, "middle", 1)))
     sums = []
     for compiled in (False, True):
-        member = Workbench(recipe, (28, 28, 1), CPU).member(find("hsc"), 1, compiled)
+        member = Workbench(recipe, (28, 28, 1), CPU).member(find("hsc"), 1, Execution(compiled))
         for batch in batches:
             step([member], batch)
         sums.append(member.sums[0].item())
     assert sums[1] == pytest.approx(sums[0], rel=1e-2)
 
 
-def test_compiling_is_chosen_by_a_runs_length_and_what_is_measured_once(
+def test_how_steps_are_executed_is_measured_once_and_for_long_runs_only(
     recipe: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from fastad import group
 
-    measured: list[tuple[dict, dict]] = []
-    monkeypatch.setattr(group, "compiling_pays", lambda key, works: (measured.append((key, works)), True)[1])
-    monkeypatch.setattr(group, "has_compiler", lambda: True)
+    asked: list[tuple[Any, ...]] = []
+    found = Execution(True, "contiguous")
+    monkeypatch.setattr(group, "chosen", lambda *question: (asked.append(question), found)[1])
     workbench = Workbench(recipe, (28, 28, 1), CPU)
-    assert not workbench.compiles(group.COMPILE_CPU_FROM_STEPS - 1)
-    assert not measured
-    assert workbench.compiles(group.COMPILE_CPU_FROM_STEPS)
-    assert workbench.compiles(group.COMPILE_CPU_FROM_STEPS)
-    ((key, works),) = measured
-    assert (key["network"], key["images"]) == ("mnist-lenet", [32, 28, 28, 1])
-    works["eager"]()()
-    monkeypatch.setattr(group, "has_compiler", lambda: False)
-    assert not workbench.compiles(group.COMPILE_CPU_FROM_STEPS)
-    workbench.recipe = replace(recipe, train=replace(recipe.train, compile="on"))
-    with pytest.raises(FastadError, match=r"train\.compile=on needs a C\+\+ compiler"):
-        workbench.compiles(1)
-    workbench.recipe = replace(recipe, train=replace(recipe.train, compile="off"))
-    assert not workbench.compiles(group.COMPILE_CPU_FROM_STEPS)
+    for steps in (1, group.MEASURED_FROM_STEPS - 1, group.MEASURED_FROM_STEPS, group.MEASURED_FROM_STEPS + 1):
+        assert workbench.execution(steps) == found
+    (_, _, short, _), (spec, device, key, make) = asked
+    assert short is None
+    assert (spec, device, key["network"], key["images"]) == (recipe.train, CPU, "mnist-lenet", [32, 28, 28, 1])
+    for memory_format in MEMORY_FORMATS:
+        make(Execution(memory_format=memory_format))()
+    monkeypatch.setattr(group, "share", lambda: Share(0, 2))
+    Workbench(recipe, (28, 28, 1), CPU).execution(group.MEASURED_FROM_STEPS)
+    assert asked[-1][2] is None, "several processes do not measure"
 
 
 def test_one_vs_rest_targets(recipe: Recipe, home: Path, blobs: Manifest) -> None:
     rows, target = one_vs_rest(open_sets(recipe, home), "high")
     np.testing.assert_array_equal(np.sort(rows), np.arange(120, 180))
     np.testing.assert_array_equal(target == 0, blobs.class_index[rows] == 2)
+
+
+def test_good_images_of_a_category_are_tested_against_its_own_defects(recipe: Recipe, tmp_path: Path) -> None:
+    """As MVTec AD is: a set of several categories, of whose defects none is trained on."""
+    raw, home = tmp_path / "raw", tmp_path / "home"
+    rng = np.random.default_rng(0)
+    for category in ("bolt", "nut"):
+        for place, count in (("train/good", 20), ("test/good", 3), ("test/bent", 2)):
+            folder = raw / category / place
+            folder.mkdir(parents=True)
+            for number in range(count):
+                Image.fromarray(rng.integers(0, 255, (32, 32, 3), dtype=np.uint8)).save(folder / f"{number:03}.png")
+    convert("mvtec", raw, home)
+    colour = replace(recipe.augment, mean=(0.0,) * 3, std=(1.0,) * 3)
+    alone = replace(
+        recipe,
+        network="cifar-lenet",
+        data=replace(recipe.data, nominal="mvtec", oe=()),
+        objectives=("deep-svdd",),
+        augment=colour,
+    )
+    sets = open_sets(alone, home)
+    rows, target = one_vs_rest(sets, "nut/good")
+    manifest = sets.nominal.manifest
+    assert {manifest.classes[index] for index in manifest.class_index[rows]} == {"nut/good", "nut/bent"}
+    assert (target.sum(), len(target)) == (2, 5)
+    results = run(alone, home, tmp_path / "runs", classes=[])
+    assert [result.class_name for result in results] == ["bolt/good", "nut/good"]
+    with pytest.raises(FastadError, match="has no train images of classes nut/bent"):
+        run(alone, home, tmp_path / "runs", classes=["nut/bent"])
 
 
 def test_the_oe_of_a_seed_is_shared_by_classes_and_small_draws_of_classes_are_read_with_replacement(

@@ -13,6 +13,7 @@ from conftest import after, assert_same_scores, scores_in
 from torch import nn
 
 from fastad.errors import FastadError, Interrupted
+from fastad.execution import Execution
 from fastad.group import Member, Workbench, step
 from fastad.objectives import EPS, find
 from fastad.pipeline import Batch
@@ -40,8 +41,8 @@ def overflowing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Deep SVDD begins with weights so large that ‖z‖² is infinite."""
     member_of = Workbench.member
 
-    def member(self: Workbench, objective: Any, seed: int, compiled: bool) -> Member:
-        made = member_of(self, objective, seed, compiled)
+    def member(self: Workbench, objective: Any, seed: int, execution: Execution) -> Member:
+        made = member_of(self, objective, seed, execution)
         if objective.name == "deep-svdd":
             with torch.no_grad():
                 last_layer(made).weight.mul_(1e30)
@@ -136,7 +137,7 @@ def zero_batch() -> Batch:
 @pytest.mark.parametrize(("name", "hits"), [("deep-sad", 16), ("hsc", 16), ("hsc:l2", 16), ("bce", 0), ("focal", 0)])
 def test_images_at_the_guard_are_counted(name: str, hits: int, recipe: Recipe) -> None:
     """A last layer of zeros puts every image on the centre, where nothing but 1e-9 bounds the loss of the OE half."""
-    member = Workbench(recipe, (28, 28, 1), CPU).member(find(name), 1, compiled=False)
+    member = Workbench(recipe, (28, 28, 1), CPU).member(find(name), 1, Execution())
     nn.init.zeros_(last_layer(member).weight)
     nn.init.zeros_(last_layer(member).bias)
     step([member], zero_batch())
@@ -160,8 +161,8 @@ def test_a_second_moment_that_stops_the_weights_is_told(
     """Deep SAD near its centre: gradients of 1 / ‖z‖² are huge, the loss stays finite, and Adam no longer moves."""
     member_of = Workbench.member
 
-    def member(self: Workbench, objective: Any, seed: int, compiled: bool) -> Member:
-        made = member_of(self, objective, seed, compiled)
+    def member(self: Workbench, objective: Any, seed: int, execution: Execution) -> Member:
+        made = member_of(self, objective, seed, execution)
         with torch.no_grad():
             last_layer(made).weight.mul_(1e-4)
             last_layer(made).bias.mul_(1e-4)
@@ -178,7 +179,7 @@ def test_a_second_moment_that_stops_the_weights_is_told(
 
 
 def test_the_largest_second_moment_is_adams(recipe: Recipe) -> None:
-    member = Workbench(recipe, (28, 28, 1), CPU).member(find("hsc"), 1, compiled=False)
+    member = Workbench(recipe, (28, 28, 1), CPU).member(find("hsc"), 1, Execution())
     assert largest_second_moment(member).item() == 0
     loss, _ = member.loss(*zero_batch()[:2])
     loss.backward()

@@ -15,6 +15,7 @@ import pytest
 import torch
 from torch import nn
 
+from fastad.execution import Execution
 from fastad.group import Workbench, set_learning_rate, step
 from fastad.networks import build
 from fastad.objectives import OBJECTIVES, find
@@ -65,7 +66,7 @@ def asked(recipe: Recipe, network: str, half: int) -> Recipe:
 def losses_of_fastad(recipe: Recipe, shape_hwc: tuple[int, int, int], names: list[str], half: int) -> np.ndarray:
     """[objectives, steps], all of them stepped as one group."""
     bench = Workbench(recipe, shape_hwc, CPU)
-    members = [bench.member(find(name), 1, compiled=False) for name in names]
+    members = [bench.member(find(name), 1, Execution()) for name in names]
     if recipe.network in FLOAT64:
         for member in members:
             member.model.double()

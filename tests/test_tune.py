@@ -217,12 +217,16 @@ def test_a_cache_that_cannot_be_written_is_said(
 
 
 def test_ranks_share_a_machines_cores(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tune, "environment", lambda device: {"processor": "", "cores": 8, "device": "", "packages": {}})
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
     assert [tune._machine(CPU)["cores"], tune._values("threads", 6)] == [8, [1, 2, 4, 6]]
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
-    assert tune._machine(CPU)["cores"] == 2
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "16")
-    assert tune._machine(CPU)["cores"] == 1
+    assert LoaderSpec().settled(GPU).threads == 1
+    for ranks, cores in (("4", 2), ("16", 1)):
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", ranks)
+        assert tune._machine(CPU)["cores"] == cores
+        assert LoaderSpec().settled(GPU).threads == cores, "torchrun leaves PyTorch one thread, but cores to DALI"
+        assert LoaderSpec().settled(CPU).threads == 1
 
 
 def test_scores_are_the_same_whatever_the_settings_tuned_or_not(

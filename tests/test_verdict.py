@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 import torch
 
+from fastad import group as group_module
 from fastad import train as train_module
 from fastad import verdict as verdict_module
 from fastad.evaluate import read_scores
+from fastad.execution import Execution
 from fastad.group import Workbench, step
 from fastad.objectives import find
 from fastad.pipeline import train_batches
@@ -72,7 +74,7 @@ def test_a_slow_loader_and_a_slow_step_are_told_apart_and_scores_stay(
         step(*arguments)
 
     monkeypatch.setattr(verdict_module, "REPLAY_FROM_S", replay_from_s)
-    monkeypatch.setattr(train_module, "train_batches", slow_batches)
+    monkeypatch.setattr(group_module, "train_batches", slow_batches)
     for module in (train_module, verdict_module):
         monkeypatch.setattr(module, "time", clock)
         monkeypatch.setattr(module, "step", slow_step)
@@ -105,7 +107,7 @@ def test_replaying_leaves_members_as_they_were(
     plan = make_plan(read_each_time, sets, "middle", 1)
     sources = training_sources(read_each_time, sets, plan, CPU)
     one, other, last = train_batches(plan, sources, read_each_time.augment, CPU), [], None
-    members = [Workbench(read_each_time, (28, 28, 1), CPU).member(find("hsc"), 1, False) for _ in range(2)]
+    members = [Workbench(read_each_time, (28, 28, 1), CPU).member(find("hsc"), 1, Execution()) for _ in range(2)]
     for batch in one:
         step(members, batch)
         last = batch
@@ -141,7 +143,7 @@ def test_where_images_are_held_on_the_cpu_or_the_machine_is_busy_the_hosts_clock
         plan = make_plan(asked, sets, "middle", 1)
         sources = training_sources(asked, sets, plan, CPU)
         batch = next(train_batches(plan, sources, asked.augment, CPU))
-        member = Workbench(asked, (28, 28, 1), CPU).member(find("hsc"), 1, False)
+        member = Workbench(asked, (28, 28, 1), CPU).member(find("hsc"), 1, Execution())
         found = judge([member], batch, Pace(100, 20.0, 2.0), sources)
         assert found.stall_share == 0.1
         assert re.match(told, found.line)

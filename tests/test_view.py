@@ -1,12 +1,14 @@
 """Views: selections of rows that partition, nest and refuse."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from fastad.errors import FastadError
 from fastad.manifest import Manifest
 from fastad.synsets import synsets
-from fastad.view import View, select, stand_in
+from fastad.view import View, classes_in, select, stand_in
 
 
 def test_classes_partition_a_split(blobs: Manifest) -> None:
@@ -14,6 +16,13 @@ def test_classes_partition_a_split(blobs: Manifest) -> None:
     np.testing.assert_array_equal(np.sort(np.concatenate(parts)), np.arange(120))
     for index, rows in enumerate(parts):
         assert (blobs.class_index[rows] == index).all()
+
+
+def test_only_classes_with_images_of_a_split_are_in_it(blobs: Manifest) -> None:
+    assert classes_in("train", blobs) == blobs.classes
+    without = np.where(np.arange(len(blobs.class_index)) < 120, blobs.class_index % 2, blobs.class_index)
+    assert classes_in("train", replace(blobs, class_index=without)) == blobs.classes[:2]
+    assert classes_in("test", replace(blobs, class_index=without)) == blobs.classes
 
 
 def test_sizes_are_nested_without_repeats_and_differ_by_seed(extras: Manifest) -> None:

@@ -1,5 +1,6 @@
 """What is kept warm: made once for all that may share it, for nothing else, and of no effect on any score."""
 
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -9,9 +10,12 @@ import pytest
 import torch
 from conftest import assert_same_scores, scores_in
 
+from fastad import resident
+from fastad import sets as sets_module
 from fastad import warm as warm_module
 from fastad.errors import FastadError
 from fastad.recipe import Recipe
+from fastad.resident import Held
 from fastad.train import train
 from fastad.warm import Warm
 
@@ -66,7 +70,7 @@ def test_things_are_made_once_for_all_that_may_share_them(
     # Another learning rate needs other models, and another crop other images.
     assert (len(opened), len(benches), len(tuners)) == (2, 2, 2)
     assert all(tuner.runs == 7 for tuner in tuners)
-    assert all(list(bench._models) == ["bce"] for bench in benches)
+    assert all([name for name, _ in bench._models] == ["bce"] for bench in benches)
     before, after = opened
     assert not before.held, "the images of sets used earlier are held"
     assert set(after.held) == {"nominal", "oe", "test"}
@@ -96,3 +100,21 @@ def test_other_shards_devices_and_ways_to_hold_are_not_shared(recipe: Recipe, ho
     assert warm.workbench(colour, (32, 32, 3), CPU) is not warm.workbench(colour, (40, 40, 3), CPU)
     with pytest.raises(FastadError, match="resnet18 takes colour images, found 28×28×1"):
         warm.workbench(colour, (28, 28, 1), CPU)
+
+
+def test_the_images_of_a_class_make_room_for_the_next_ones_before_these_are_held(
+    recipe: Recipe, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held: list[weakref.ref] = []
+    alive_before = []
+
+    def hold(*arguments: Any) -> Held:
+        alive_before.append(sum(reference() is not None for reference in held))
+        made = resident.hold(*arguments)
+        held.append(weakref.ref(made.pixels))
+        return made
+
+    monkeypatch.setattr(sets_module, "hold", hold)
+    short = replace(recipe, optim=replace(recipe.optim, epochs=1))
+    train(short, shards=home, out=tmp_path, device=CPU, classes=["middle", "high"], objectives=["bce"])
+    assert alive_before == [0, 1, 2, 2]  # nominal, OE, test; then another class's, beside OE and test

@@ -25,10 +25,11 @@ def mnist_samples(raw: Path, classes: tuple[str, ...]) -> Iterator[Sample]:
 
 
 def read_idx(folder: Path, name: str, dimensions: int) -> np.ndarray:
-    """The uint8 array in `folder/name` or `folder/name.gz`; raises `FastadError` if it is missing or not whole."""
-    plain, packed = folder / name, folder / f"{name}.gz"
-    path = plain if plain.is_file() else packed
-    if not path.is_file():
+    """The uint8 array in `folder/name` or `folder/name.gz`, or with `.idx` for `-idx`, as some unpackers name them;
+    raises `FastadError` if it is missing or not whole."""
+    named = [folder / f"{stem}{suffix}" for stem in (name, name.replace("-idx", ".idx")) for suffix in ("", ".gz")]
+    path = next((path for path in named if path.is_file()), None)
+    if path is None:
         raise FastadError(f"no {name} or {name}.gz in {folder}: give the folder that holds the IDX files")
     try:
         data = path.read_bytes()

@@ -34,11 +34,18 @@ def synsets_of(raw: Path, only: Container[str] | None = None) -> Iterator[Sample
     """The samples of an ImageNet-1K tree, or of the wanted synsets of it: the others are not looked into."""
     train, val = _folder_or_tar(raw, "train"), _folder_or_tar(raw, "val")
     if train is None and val is None:
-        raise FastadError(f"no ImageNet-1K in {raw}: it should hold train/ or val/, or the tars of them")
+        raise FastadError(
+            f"no ImageNet-1K in {raw}: it should hold train/, val/ or ILSVRC2012_img_train.tar, …_val.tar"
+        )
     sources = {"train": {} if train is None else synsets(train), "test": {} if val is None else _validation(raw, val)}
     for split, found in sources.items():
         kept = {wnid: source for wnid, source in found.items() if only is None or wnid in only}
         yield from synset_samples(kept, split, f"{split}/")
+
+
+def holds_imagenet1k(raw: Path) -> bool:
+    """Whether there is a part of an ImageNet-1K tree."""
+    return any(_folder_or_tar(raw, part) for part in ("train", "val"))
 
 
 def wnids() -> tuple[str, ...]:

@@ -15,7 +15,7 @@ from pathlib import Path
 from fastad.errors import FastadError
 from fastad.manifest import MANIFEST, FileRange, Sample, open_set
 from fastad_tools._files import images, sample_keys
-from fastad_tools.imagenet1k import synsets_of
+from fastad_tools.imagenet1k import holds_imagenet1k, synsets_of
 
 SOURCE = "ImageNet-30 (Hendrycks, Mazeika, Kadavath and Song 2019), classes of ImageNet-1K"
 LICENCE = "ImageNet terms of access: non-commercial research and education; the images are their owners'"
@@ -38,14 +38,22 @@ RELEASE_FOLDERS = {"train": "one_class_train", "test": "one_class_test"}
 
 def samples(raw: Path) -> Iterator[Sample]:
     missing = {(split, name) for split in RELEASE_FOLDERS for name in CLASSES}
-    released = any((raw / folder).is_dir() for folder in RELEASE_FOLDERS.values())
-    whole = _of_release(raw) if released else _of_shards(raw) if (raw / MANIFEST).is_file() else _of_imagenet1k(raw)
-    for sample in whole:
+    for sample in _found(raw):
         missing.discard((sample.split, str(sample.class_name)))
         yield sample
     if missing:
         split, name = min(missing)
         raise FastadError(f"{raw} holds no {split} images of {name}: ImageNet-30 needs train and test images of all 30")
+
+
+def _found(raw: Path) -> Iterator[Sample]:
+    if any((raw / folder).is_dir() for folder in RELEASE_FOLDERS.values()):
+        return _of_release(raw)
+    if (raw / MANIFEST).is_file():
+        return _of_shards(raw)
+    if holds_imagenet1k(raw):
+        return (replace(each, class_name=CLASS_OF[str(each.class_name)]) for each in synsets_of(raw, CLASS_OF))
+    raise FastadError(f"no ImageNet-30 in {raw}: it should hold one_class_train/ and one_class_test/, or ImageNet-1K")
 
 
 def _of_release(raw: Path) -> Iterator[Sample]:
@@ -65,14 +73,6 @@ def _of_shards(raw: Path) -> Iterator[Sample]:
         for row in rows:
             wnid = converted.classes[converted.class_index[row]]
             if wnid in CLASS_OF:
-                place = FileRange(
-                    converted.folder / converted.shards[converted.shard[row]].name,
-                    int(converted.offset[row]),
-                    int(converted.size[row]),
-                )
+                path = converted.shard_path(int(converted.shard[row]))
+                place = FileRange(path, int(converted.offset[row]), int(converted.size[row]))
                 yield Sample(converted.key[row].decode(), place, CLASS_OF[wnid], split)
-
-
-def _of_imagenet1k(raw: Path) -> Iterator[Sample]:
-    for sample in synsets_of(raw, CLASS_OF):
-        yield replace(sample, class_name=CLASS_OF[str(sample.class_name)])

@@ -1,6 +1,6 @@
 """MNIST: 70,000 handwritten digits, 28×28 grey, 10 classes (LeCun, Cortes and Burges; about 11 MB gzipped).
 
-Expected in the raw folder, each gzipped (`.gz`) or not:
+Expected in the raw folder, each gzipped (`.gz`) or not, and with `-idx` or `.idx`:
     train-images-idx3-ubyte   train-labels-idx1-ubyte   t10k-images-idx3-ubyte   t10k-labels-idx1-ubyte
 """
 

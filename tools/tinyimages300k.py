@@ -27,12 +27,11 @@ def samples(raw: Path) -> Iterator[Sample]:
     if not path.is_file():
         raise FastadError(f"no {path}: give {FILE} or the folder that holds it")
     try:
-        images = np.load(path, mmap_mode="r", allow_pickle=False)
+        images = np.lib.format.open_memmap(path, mode="r")
     except (ValueError, EOFError, OSError) as error:
         raise FastadError(f"{path} is not a whole .npy file ({error}): fetch {FILE} again") from error
-    if not isinstance(images, np.memmap) or images.dtype != np.uint8 or images.shape[1:] != (32, 32, 3):
-        found = f"{images.dtype} {images.shape}" if isinstance(images, np.memmap) else "several arrays"
-        raise FastadError(f"{path} holds {found}, not uint8 (N, 32, 32, 3): give {FILE}")
+    if images.dtype != np.uint8 or images.shape[1:] != (32, 32, 3):
+        raise FastadError(f"{path} holds {images.dtype} {images.shape}, not uint8 (N, 32, 32, 3): give {FILE}")
     if not images.flags.c_contiguous:
         raise FastadError(f"{path} holds its images in Fortran's order, unlike the published: fetch {FILE} again")
     for index in range(len(images)):
