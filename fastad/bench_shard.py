@@ -47,9 +47,10 @@ def measure_shard(workers: int | None, repeats: int) -> dict[str, Any]:
     """Ratios of the images a second of converting to those of plain loops, each measured in turns.
 
     - `small_arrays_ratio`: 28 px arrays, against `webdataset.ShardWriter`.
-    - `pass_through_ratio`: JPEGs that `fastad shard` decodes and hashes on the way, against a copy of their bytes;
-      `unchecked_ratio`: the same JPEGs, neither decoded nor their pixels hashed. What that and the SHA-256 of their
-      bytes, which both include, cost one core stands in `us_an_image`.
+    - `pass_through_ratio`: JPEGs that `fastad shard` decodes and hashes on the way, against a copy of the same files
+      into one, synced at its end; `unchecked_ratio`: the same JPEGs, neither decoded nor their pixels hashed;
+      `unhashed_ratio`: nor is there a SHA-256 of the shards, which no command leaves out. What each of these costs one
+      core stands in `us_an_image`.
     - `resize_ratio`: JPEGs that `fastad shard` resizes, against as many loops as there are workers of the fastest
       libraries on one core (simplejpeg, PyTorch's resizing of 8-bit images, Pillow's encoder); that of Pillow
       alone stands beside it. The command is timed from its start to its end.
@@ -62,20 +63,26 @@ def measure_shard(workers: int | None, repeats: int) -> dict[str, Any]:
         files = [path.read_bytes() for path in photos]
         pixels = [simplejpeg.decode_jpeg(file) for file in files[:100]]
 
-        _link(photos, PASSED, folder / "passed")
+        passed = _link(photos, PASSED, folder / "passed")
         _link(photos, RESIZED, folder / "resized")
 
-        def convert(raw: str, *options: str) -> Callable[[], None]:
-            return lambda: _shard(folder / raw, folder / "photos", workers, *options)
+        def convert(images: int, raw: str, *options: str, hashed: bool = True) -> _Work:
+            home = folder / "photos"
+            return _Work(images, lambda: _shard(folder / raw, home, workers, *options, hashed=hashed), home)
 
         rates = _rates(
             {
-                "small_arrays": _Work(SMALL_IMAGES, lambda: _convert_arrays(folder / "small", workers)),
-                "plain_small_arrays": _Work(PLAIN_SMALL_IMAGES, lambda: _shard_writer(folder / "plain")),
-                "pass_through": _Work(PASSED, convert("passed")),
-                "unchecked": _Work(PASSED, convert("passed", "--unchecked")),
-                "plain_copy": _Work(PASSED, lambda: _copy(photos, PASSED, folder / "copy")),
-                "resize": _Work(RESIZED, convert("resized", "--resize", str(RESIZE_PX))),
+                "small_arrays": _Work(
+                    SMALL_IMAGES, lambda: _convert_arrays(folder / "small", workers), folder / "small"
+                ),
+                "plain_small_arrays": _Work(
+                    PLAIN_SMALL_IMAGES, lambda: _shard_writer(folder / "plain"), folder / "plain"
+                ),
+                "pass_through": convert(PASSED, "passed"),
+                "unchecked": convert(PASSED, "passed", "--unchecked"),
+                "unhashed": convert(PASSED, "passed", "--unchecked", hashed=False),
+                "plain_copy": _Work(PASSED, lambda: _copy(passed, folder / "copy"), folder / "copy"),
+                "resize": convert(RESIZED, "resized", "--resize", str(RESIZE_PX)),
                 "plain_resize": _each(files, _resize),
                 "pillow_resize": _each(files, _resize_by_pillow),
                 "decode": _each(files, simplejpeg.decode_jpeg),
@@ -89,6 +96,7 @@ def measure_shard(workers: int | None, repeats: int) -> dict[str, Any]:
         "small_arrays_ratio": round(rates["small_arrays"] / rates["plain_small_arrays"], 2),
         "pass_through_ratio": round(rates["pass_through"] / rates["plain_copy"], 2),
         "unchecked_ratio": round(rates["unchecked"] / rates["plain_copy"], 2),
+        "unhashed_ratio": round(rates["unhashed"] / rates["plain_copy"], 2),
         "resize_ratio": round(rates["resize"] / (workers * rates["plain_resize"]), 2),
         **{f"{name}_images_per_s": round(rate) for name, rate in rates.items() if name not in costs},
         "us_an_image": {name: round(1e6 / rates[name], 1) for name in costs},
@@ -99,10 +107,11 @@ def measure_shard(workers: int | None, repeats: int) -> dict[str, Any]:
 
 
 class _Work(NamedTuple):
-    """Something to measure, and the images that one call of it takes."""
+    """Something to measure, the images that one call of it takes, and the folder that it makes, if it makes one."""
 
     images: int
     call: Callable[[], None]
+    output: Path | None = None
 
 
 def _each(items: list[Any], function: Callable[[Any], object]) -> _Work:
@@ -114,7 +123,10 @@ def _each(items: list[Any], function: Callable[[Any], object]) -> _Work:
 
 
 def _rates(works: dict[str, _Work], repeats: int) -> dict[str, float]:
-    """Images a second of each work, the median of `repeats`, on one thread where a library would use more."""
+    """Images a second of each work, the median of `repeats`, on one thread where a library would use more.
+
+    What it made before is away, and the disk has nothing left to do, when its time begins.
+    """
     rates: dict[str, list[float]] = {name: [] for name in works}
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -122,6 +134,9 @@ def _rates(works: dict[str, _Work], repeats: int) -> dict[str, float]:
         with progress("bench", repeats * len(works), unit="measurements") as advance:
             for _ in range(repeats):
                 for name, work in works.items():
+                    if work.output:
+                        shutil.rmtree(work.output, ignore_errors=True)
+                        os.sync()
                     started = time.perf_counter()
                     work.call()
                     rates[name].append(work.images / (time.perf_counter() - started))
@@ -143,22 +158,32 @@ def _write_photos(folder: Path) -> list[Path]:
     return paths
 
 
-def _link(photos: list[Path], count: int, folder: Path) -> None:
+def _link(photos: list[Path], count: int, folder: Path) -> list[Path]:
     """A folder of that many images, in which the photographs come again and again."""
     folder.mkdir()
-    for index, path in zip(range(count), itertools.cycle(photos), strict=False):
-        os.link(path, folder / f"{index:06d}.jpg")
+    links = [folder / f"{index:06d}.jpg" for index in range(count)]
+    for link, path in zip(links, itertools.cycle(photos), strict=False):
+        os.link(path, link)
+    return links
 
 
-def _shard(raw: Path, home: Path, workers: int, *options: str) -> None:
-    """The command that users give."""
-    shutil.rmtree(home, ignore_errors=True)
-    command = [sys.executable, "-m", "fastad", "shard", "folder", str(raw), "--out", str(home)]
-    subprocess.run([*command, "--workers", str(workers), *options], check=True, capture_output=True)
+def _shard(raw: Path, home: Path, workers: int, *options: str, hashed: bool) -> None:
+    """The command that users give, or, without hashing, the same with one argument that no option stands for."""
+    start = ["-m", "fastad"] if hashed else ["-c", _UNHASHED]
+    command = [sys.executable, *start, "shard", "folder", str(raw), "--out", str(home), "--workers", str(workers)]
+    subprocess.run([*command, *options], check=True, capture_output=True)
+
+
+_UNHASHED = """
+import functools
+from fastad import shard
+from fastad.cli import main
+shard.convert = functools.partial(shard.convert, hashed=False)
+main()
+"""
 
 
 def _convert_arrays(home: Path, workers: int) -> None:
-    shutil.rmtree(home, ignore_errors=True)
     convert_with(Converter("bench", _arrays, "fastad bench shard", "none", None, ""), None, home, workers=workers)
 
 
@@ -171,7 +196,6 @@ def _arrays() -> Iterator[Sample]:
 def _shard_writer(folder: Path) -> None:
     import webdataset
 
-    shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -180,11 +204,11 @@ def _shard_writer(folder: Path) -> None:
                 writer.write({"__key__": sample.key, "npy": sample.pixels, "cls": int(sample.class_name or 0)})
 
 
-def _copy(photos: list[Path], count: int, folder: Path) -> None:
+def _copy(paths: list[Path], folder: Path) -> None:
     """All bytes into one file, synced, as a shard is."""
-    folder.mkdir(exist_ok=True)
+    folder.mkdir()
     with open(folder / "all", "wb") as file:
-        for path in itertools.islice(itertools.cycle(photos), count):
+        for path in paths:
             file.write(path.read_bytes())
         file.flush()
         os.fsync(file.fileno())

@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -63,24 +63,28 @@ def atomic(path: Path, *, kept: Path | None = None) -> Iterator[IO[bytes]]:
 
 @contextmanager
 def syncing_early(file: IO[bytes]) -> Iterator[Callable[[], None]]:
-    """Gives what is called after each write to a long file: it lets the disk begin with that, so that not all is left
-    to the end. Only a thread of its own waits for the disk."""
+    """Gives what is called after each write to a long file: what was written is synced while more is, so that little is
+    left to the end. Only a thread of its own waits for the disk; its errors are raised by the next call, or the end."""
     start = 0
+    syncing: Future[None] | None = None
 
     def written() -> None:
-        nonlocal start
-        if (end := file.tell()) - start >= _SYNC_BYTES:
-            file.flush()
-            # Advice that pages are not needed sends dirty ones to the disk; they stay in memory.
-            thread.submit(os.posix_fadvise, file.fileno(), start, end - start, os.POSIX_FADV_DONTNEED)
-            start = end
+        nonlocal start, syncing
+        if (end := file.tell()) - start < _SYNC_BYTES or (syncing and not syncing.done()):
+            return
+        if syncing:
+            syncing.result()  # an error is told to one sync only: the last one would know nothing of it
+        file.flush()
+        start, syncing = end, thread.submit(os.fdatasync, file.fileno())
 
     with ThreadPoolExecutor(1) as thread:
         yield written
+        if syncing:
+            syncing.result()
 
 
-# Left to the end, the disk takes a twenty-fifth of the time of a conversion that resizes.
-_SYNC_BYTES = 8 * 2**20
+# To sync 256 MB at the end takes 0.2 s, in which a worker does nothing else; that of 8 to 32 MB at a time takes none.
+_SYNC_BYTES = 16 * 2**20
 
 
 @contextmanager

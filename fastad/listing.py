@@ -11,6 +11,7 @@ import importlib
 import importlib.util
 import inspect
 import math
+import os
 import pkgutil
 import re
 from array import array
@@ -27,11 +28,11 @@ from fastad.errors import FastadError, unknown
 from fastad.files import atomic
 from fastad.manifest import FileRange, PixelRange, Sample
 from fastad.progress import progress, say
+from fastad.text_column import TextColumn, standing_twice
 
 SPOOL = "spool.bin"
 
 _KEY = re.compile(r"[A-Za-z0-9_\-/]{1,90}")
-_CHUNK = 100_000
 _SHOW_EVERY = 100
 
 
@@ -187,13 +188,13 @@ class _Columns:
         self.offset, self.size = array("q"), array("q")
         self.shape, self.order, self.exact = array("H"), array("b"), array("b")
         self.spooled = 0
-        self.keys, self.files = _Text(), _Text()
+        self.keys, self.files = TextColumn(), TextColumn()
         self.splits: dict[str, int] = {}
         self.classes: dict[str | None, int] = {None: -1}
         self.digest = hashlib.sha256()
         self.in_place = in_place
-        self.last_file, self.last_number, self.last_size = spool, 0, 0
-        self.files.add(str(spool))
+        self.last_file, self.last_number, self.last_size = str(spool), 0, 0
+        self.files.add(self.last_file)
 
     def add(self, sample: Sample, spool: IO[bytes]) -> None:
         if not _KEY.fullmatch(sample.key):
@@ -236,18 +237,19 @@ class _Columns:
         self._place(0, self.spooled, len(data), pixels.shape, 0)
         self.spooled += len(data)
 
-    def _open(self, path: Path) -> None:
+    def _open(self, path: Path | str) -> None:
         """Makes a file the last one listed; the ranges of one file are expected to come together."""
-        # Paths are slow to compare, and most often it is the same object.
-        if path is self.last_file or path == self.last_file:
+        # Paths are slow to compare, and keep their text.
+        name = str(path)
+        if name == self.last_file:
             return
         try:
-            found = path.stat()
+            found = os.stat(name)  # noqa: PTH116 (twice as fast)
         except OSError as error:
             raise FastadError(f"{path} cannot be read: {error.strerror}") from error
-        self.last_file, self.last_number, self.last_size = path, len(self.files), found.st_size
-        self.digest.update(repr((path.name, found.st_size, found.st_mtime_ns)).encode())
-        self.files.add(str(path.absolute()))
+        self.last_file, self.last_number, self.last_size = name, len(self.files), found.st_size
+        self.digest.update(repr((name.rpartition("/")[2], found.st_size, found.st_mtime_ns)).encode())
+        self.files.add(name if name.startswith("/") else str(Path(name).absolute()))
 
     def _place(self, file: int, offset: int, size: int, shape: tuple[int, ...], order: int) -> None:
         self.file.append(file)
@@ -263,7 +265,7 @@ class _Columns:
 
     def finish(self, converter: Converter, notices: tuple[str, ...]) -> Listing:
         keys = self.keys.column()
-        if (twice := _standing_twice(keys)) is not None:
+        if (twice := standing_twice(keys)) is not None:
             raise FastadError(
                 f"{converter.name} yields two samples of one key, {twice.decode()}: keys must be unique in a set"
             )
@@ -320,63 +322,3 @@ def _layout(shape_hwc: tuple[int, int, int], order: str) -> tuple[int, int]:
             f"raw pixels of shape {shape_hwc} in order {order!r}: give [H, W, C] and one of {', '.join(AXIS_ORDERS)}"
         )
     return math.prod(shape_hwc), AXIS_ORDERS.index(order)
-
-
-def _standing_twice(keys: np.ndarray) -> bytes | None:
-    """A key that is not unique, if there is one; takes 9 bytes of memory a key, where sorting the keys takes many."""
-    parts = [slice(start, start + _CHUNK) for start in range(0, len(keys), _CHUNK)]
-    hashes = np.empty(len(keys), dtype=np.uint64)
-    for part in parts:
-        hashes[part] = _hashes(keys[part])
-    hashes.sort()
-    shared = np.unique(hashes[1:][hashes[1:] == hashes[:-1]])
-    if not len(shared):
-        return None
-    # Different keys may share a hash.
-    alike = np.concatenate([keys[part][np.isin(_hashes(keys[part]), shared)] for part in parts])
-    found, counts = np.unique(alike, return_counts=True)
-    return bytes(found[counts > 1][0]) if (counts > 1).any() else None
-
-
-def _hashes(keys: np.ndarray) -> np.ndarray:
-    """64-bit hashes of keys, word by word, each step one of splitmix64's (Steele, Lea and Flood 2014)."""
-    words = -(-keys.dtype.itemsize // 8)
-    hashes = np.zeros(len(keys), dtype=np.uint64)
-    for word in keys.astype(f"S{8 * words}").view(np.uint64).reshape(-1, words).T:
-        hashes = (hashes ^ word) * np.uint64(0xBF58476D1CE4E5B9)
-        hashes ^= hashes >> np.uint64(31)
-    return hashes
-
-
-class _Text:
-    """A growing column of text as numpy bytes."""
-
-    def __init__(self) -> None:
-        self.chunks: list[np.ndarray] = []
-        self.recent: list[str] = []
-
-    def __len__(self) -> int:
-        return _CHUNK * len(self.chunks) + len(self.recent)
-
-    def add(self, text: str) -> None:
-        self.recent.append(text)
-        if len(self.recent) == _CHUNK:
-            self._encode()
-
-    def _encode(self) -> None:
-        self.chunks.append(np.char.encode(self.recent, "utf-8"))
-        self.recent = []
-
-    def column(self) -> np.ndarray:
-        """The whole column; the chunks are given up one by one, so that it is never held twice."""
-        length = len(self)
-        if self.recent:
-            self._encode()
-        column = np.empty(length, dtype=max(chunk.dtype for chunk in self.chunks))
-        self.chunks.reverse()
-        start = 0
-        while self.chunks:
-            chunk = self.chunks.pop()
-            column[start : start + len(chunk)] = chunk
-            start += len(chunk)
-        return column

@@ -65,12 +65,13 @@ class Sample:
     """One image on its way into shards, as a converter yields it.
 
     `pixels` is uint8, [H, W] or [H, W, C], or where such pixels lie in a file, or an encoded image: a whole file or a
-    range of one. `key` is unique in its set and made of letters, digits, `_`, `-` and `/`. `exact`: each pixel is kept,
-    as a mask's must be, so that no size makes it a JPEG (`fastad.encode`).
+    range of one. A path may be text, where there are millions. `key` is unique in its set and made of letters, digits,
+    `_`, `-` and `/`. `exact`: each pixel is kept, as a mask's must be, so that no size makes it a JPEG
+    (`fastad.encode`).
     """
 
     key: str
-    pixels: np.ndarray | Path | FileRange | PixelRange
+    pixels: np.ndarray | Path | str | FileRange | PixelRange
     class_name: str | None
     split: str
     exact: bool = False

@@ -79,6 +79,7 @@ def convert_with(
     shard_samples: int | None = None,
     workers: int | None = None,
     ray: str | None = None,
+    hashed: bool = True,
 ) -> Manifest | None:
     """Converts a set into `home/<name>` and returns its manifest; continues an interrupted conversion.
 
@@ -86,9 +87,11 @@ def convert_with(
     `part` and `ray` are. With `ray`, tasks of the Ray cluster at that address write the shards; its nodes must
     share the folder and the raw data. With `in_place` no pixel is copied: the set links to the source's files,
     which must hold raw pixels. `options` are the converter's own. Returns None if this part is done and others are
-    not. Images that cannot be used are left out and recorded, up to the share `max_bad`. Raises `FastadError` if
-    the source is missing or broken, if it or an argument is not what the folder was begun with, if the disk is too
-    small, or if another process is at the same part; nothing is then left under a final name.
+    not. With `hashed` False, the shards' SHA-256 is left out, without which the set can be neither verified nor told
+    from others: only to measure what it costs. Images that cannot be used are left out and recorded, up to the share
+    `max_bad`. Raises `FastadError` if the source is missing or broken, if it or an argument is not what the folder was
+    begun with, if the disk is too small, or if another process is at the same part; nothing is then left under a final
+    name.
     """
     if name is not None and not _NAME.fullmatch(name):
         raise FastadError(
@@ -103,6 +106,7 @@ def convert_with(
     # Elsewhere in a cluster, another folder is the current one.
     folder = (home.absolute() if ray else home) / (name or converter.name)
     treatment = {} if in_place else asdict(encoding) | {"shard_samples": shard_samples or SHARD_SAMPLES}
+    treatment |= {} if hashed else {"hashed": False}
     arguments = {"in_place": in_place} | treatment | dict(options or {})
     workers = workers or len(os.sched_getaffinity(0))
     with ray_cluster(ray) if ray else nullcontext(), _alone_at(folder, part):
@@ -113,11 +117,11 @@ def convert_with(
             return begun
         listing, identity, cuts = begun
         if in_place:
-            hashed = hash_in_place(folder, listing, workers)
-            return _finish(folder, converter, listing, identity, lambda: link_in_place(folder, listing, hashed))
+            contents = hash_in_place(folder, listing, workers)
+            return _finish(folder, converter, listing, identity, lambda: link_in_place(folder, listing, contents))
         mine = cuts[part.index - 1 :: part.count]
         due = [cut for cut in mine if not _record(folder, cut).is_file()]
-        jobs = (_job(folder, listing, cut, encoding) for cut in due)
+        jobs = (_job(folder, listing, cut, encoding, hashed) for cut in due)
         results = over_ray(write_shard, jobs) if ray else over_processes(write_shard, jobs, min(workers, len(due)))
         samples = sum(len(cut.rows) for cut in mine)
         _follow(folder, results, samples, samples - sum(len(cut.rows) for cut in due), len(listing), max_bad)
@@ -255,13 +259,13 @@ def _refuse_small_disk(folder: Path, needed: int) -> None:
         raise FastadError(f"{folder} needs {needed:,} bytes, {free:,} are free: free some or choose another --out")
 
 
-def _job(folder: Path, listing: Listing, cut: _Cut, encoding: Encoding) -> Job:
+def _job(folder: Path, listing: Listing, cut: _Cut, encoding: Encoding, hashed: bool) -> Job:
     rows = cut.rows
     used, file = np.unique(listing.file[rows], return_inverse=True)
     return Job(
         *(folder, cut.name, encoding, listing.files[used], file),
         *(listing.offset[rows], listing.size[rows], listing.shape[rows], listing.order[rows], listing.exact[rows]),
-        *(listing.class_index[rows], listing.key[rows]),
+        *(listing.class_index[rows], listing.key[rows], hashed),
     )
 
 

@@ -27,7 +27,7 @@ _HEADER = struct.pack(
 _BLANK_SUM = sum(_HEADER)
 
 
-def member(name: str, data: bytes) -> tuple[bytes, bytes, bytes]:
+def member(name: str, data: bytes) -> tuple[bytes, ...]:
     """One USTAR member with zeroed metadata: header block, data, padding to whole blocks (POSIX.1-2017, pax, ustar)."""
     encoded, size = name.encode(), b"%011o" % len(data)
     checksum = _BLANK_SUM + sum(encoded) + sum(size) - sum(_HEADER[124:135])

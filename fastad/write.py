@@ -40,6 +40,7 @@ class Job:
     exact: np.ndarray
     class_index: np.ndarray
     key: np.ndarray
+    hashed: bool
 
 
 class Written(NamedTuple):
@@ -54,25 +55,28 @@ def write_shard(job: Job) -> Written:
     rows: list[_Row] = []
     rejects: list[Reject] = []
     changes: Counter[str] = Counter()
-    digest = hashlib.sha256()
+    digest = hashlib.sha256() if job.hashed else None
     at = 0
     with atomic(job.folder / f"{job.name}.tar") as tar, syncing_early(tar) as written:
         for chunk in _array_chunks(job) if _is_uniform(job) else _encoded_chunks(job):
             tar.write(chunk.data)
-            digest.update(chunk.data)
+            if digest:
+                digest.update(chunk.data)
             rows += [row._replace(offset=at + row.offset) for row in chunk.rows]
             rejects += chunk.rejects
             changes.update(chunk.changes)
             at += len(chunk.data)
             written()
         tar.write(END)
-        digest.update(END)
+        if digest:
+            digest.update(END)
     columns = np.array(rows, dtype=_ROW)
     text = index_text(columns["extension"].tolist(), columns["offset"], columns["size"])
     write_text(job.folder / f"{job.name}.idx", text)
     with atomic(job.folder / ".partial" / f"{job.name}.npy") as file:
         np.save(file, columns)
-    shard = Shard(f"{job.name}.tar", job.name.rpartition("-")[0], at + len(END), len(rows), digest.hexdigest())
+    sha256 = digest.hexdigest() if digest else ""
+    shard = Shard(f"{job.name}.tar", job.name.rpartition("-")[0], at + len(END), len(rows), sha256)
     record = {"shard": asdict(shard), "rejects": rejects, "changes": dict(changes)}
     write_json(job.folder / ".partial" / f"{job.name}.json", record)
     return Written(len(job.key), rejects)
@@ -104,19 +108,37 @@ class _Chunk(NamedTuple):
 
 
 def _encoded_chunks(job: Job) -> Iterator[_Chunk]:
-    """A chunk for each sample, encoded one by one."""
+    """Chunks of samples that are encoded one by one."""
+    pieces: list[bytes] = []
+    rows: list[_Row] = []
+    rejects: list[Reject] = []
+    changes: list[str] = []
+    at = 0
     named = zip(job.key.tolist(), job.class_index.tolist(), _encoded(job), strict=True)
     for place, (encoded_key, class_index, found) in enumerate(named):
         key = encoded_key.decode()
         if isinstance(found, BadImage):
-            yield _Chunk(b"", (), ({"key": key, "reason": str(found)},))
+            rejects.append({"key": key, "reason": str(found)})
             continue
-        pieces = [*member(f"{key}.{found.extension}", found.data)]
-        if class_index >= 0:
-            pieces += member(f"{key}.cls", str(class_index).encode())
         size = len(found.data)
-        row = _Row(place, BLOCK, size, found.extension.encode(), found.width, found.height, found.content_hash)
-        yield _Chunk(b"".join(pieces), (row,), changes=(found.change,) if found.change else ())
+        rows.append(
+            _Row(place, at + BLOCK, size, found.extension.encode(), found.width, found.height, found.content_hash)
+        )
+        if found.change:
+            changes.append(found.change)
+        some = member(f"{key}.{found.extension}", found.data)
+        if class_index >= 0:
+            some += member(f"{key}.cls", str(class_index).encode())
+        pieces += some
+        at += sum(map(len, some))
+        if at >= _CHUNK_BYTES:
+            yield _Chunk(b"".join(pieces), rows, rejects, changes)
+            pieces, rows, rejects, changes, at = [], [], [], [], 0
+    yield _Chunk(b"".join(pieces), rows, rejects, changes)
+
+
+# What is hashed and written at once: it should lie in the processor's cache.
+_CHUNK_BYTES = 2**19
 
 
 def _encoded(job: Job) -> Iterator[Encoded | BadImage]:

@@ -16,6 +16,7 @@ def test_a_small_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
         "small_arrays": "plain_small_arrays",
         "pass_through": "plain_copy",
         "unchecked": "plain_copy",
+        "unhashed": "plain_copy",
         "resize": "plain_resize",
     }.items():
         rates = found[f"{ratio}_images_per_s"] / found[f"{plain}_images_per_s"]

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fastad import listing as listing_module
+from fastad import text_column
 from fastad.errors import FastadError
 from fastad.listing import Converter, Listing, list_samples
 from fastad.manifest import PixelRange, Sample
@@ -32,20 +32,15 @@ def listed(samples: object, folder: Path, **arguments: object) -> Listing:
 def test_a_key_that_stands_twice_is_named_wherever_it_stands(
     colliding: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(listing_module, "_CHUNK", 7)
+    monkeypatch.setattr(text_column, "_CHUNK", 7)
     if colliding:
-        monkeypatch.setattr(listing_module, "_hashes", lambda keys: np.full(len(keys), 5, dtype=np.uint64))
+        monkeypatch.setattr(text_column, "_hashes", lambda keys: np.full(len(keys), 5, dtype=np.uint64))
     keys = [f"key-{index}" for index in range(30)] + ["x" * 90, "x" * 89]
     found = listed(partial(plain, keys), tmp_path)
     assert found.key.tolist() == [key.encode() for key in keys]
     for twice in ("key-3", "key-29", "x" * 90):
         with pytest.raises(FastadError, match=f"yields two samples of one key, {twice}: keys must be unique"):
             listed(partial(plain, [*keys, twice]), tmp_path)
-
-
-def test_hashes_of_many_like_keys_differ() -> None:
-    keys = np.array([f"n{index // 1000:08d}/n{index // 1000:08d}_{index % 1000}" for index in range(200_000)], "S")
-    assert len(np.unique(listing_module._hashes(keys))) == len(keys)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from conftest import write_converter
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from fastad import shard
+from fastad import shard, write
 from fastad.encode import Encoding
 from fastad.errors import FastadError
 from fastad.inspect import facts, grid, summary
@@ -64,6 +64,26 @@ def contents(folder: Path) -> dict[str, bytes]:
 def done(manifest: Manifest | None) -> Manifest:
     assert manifest is not None
     return manifest
+
+
+def test_the_bytes_are_the_same_however_many_samples_are_written_at_once(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (photos / "china" / "03.jpg").write_bytes(b"no image")
+    at_once = convert("photos", photos, tmp_path / "a", workers=1, max_bad=0.1)
+    monkeypatch.setattr(write, "_CHUNK_BYTES", 1)
+    one_by_one = convert("photos", photos, tmp_path / "b", workers=1, max_bad=0.1)
+    assert contents(done(one_by_one).folder) == contents(done(at_once).folder)
+
+
+def test_leaving_the_hash_out_leaves_all_else_as_it_is(photos: Path, tmp_path: Path) -> None:
+    hashed = done(convert("photos", photos, tmp_path / "a", workers=1)).folder
+    unhashed = done(convert("photos", photos, tmp_path / "b", workers=1, hashed=False))
+    assert {shard.sha256 for shard in unhashed.shards} == {""}
+    different = {name for name, data in contents(hashed).items() if contents(unhashed.folder)[name] != data}
+    assert different <= {"manifest.json", "README.md"}
+    with pytest.raises(FastadError, match="choose another --out"):
+        convert("photos", photos, tmp_path / "a", workers=1, hashed=False)
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # webdataset leaves its tars open
@@ -297,6 +317,7 @@ def test_arrays_that_vanish_while_they_are_written_are_named(tmp_path: Path) -> 
         exact=np.zeros(3, bool),
         class_index=np.zeros(3, np.int32),
         key=np.array([b"a", b"b", b"c"]),
+        hashed=True,
     )
     (tmp_path / "spool.bin").write_bytes(bytes(40))
     with pytest.raises(FastadError, match=r"spool\.bin cannot be read to its end"):

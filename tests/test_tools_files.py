@@ -21,7 +21,7 @@ from fastad.reader import ShardReader
 from fastad.shard import convert
 from fastad.verify import verify
 from fastad_tools import folder, imagenet1k, imagenet22k, imagenet30, mvtec
-from fastad_tools._files import sample_keys
+from fastad_tools._files import images, loose_images, sample_keys
 from fastad_tools._tar import tar_files
 
 WNIDS = ("n01440764", "n02119789", "n12267677")
@@ -55,8 +55,8 @@ def bytes_of(sample: Sample) -> bytes:
         with open(sample.pixels.path, "rb") as file:
             file.seek(sample.pixels.offset)
             return file.read(sample.pixels.size)
-    assert isinstance(sample.pixels, Path)
-    return sample.pixels.read_bytes()
+    assert isinstance(sample.pixels, str)
+    return Path(sample.pixels).read_bytes()
 
 
 def listed(samples: Iterator[Sample]) -> dict[str, tuple[str | None, str, bytes]]:
@@ -371,6 +371,13 @@ def test_folder_refuses_to_leave_images_out_or_to_guess_their_class(
         write(tmp_path / path, jpeg(1))
     with pytest.raises(FastadError, match=match):
         list(folder.samples(tmp_path))
+
+
+def test_files_are_sorted_by_the_parts_of_their_paths(tmp_path: Path) -> None:
+    for name in ("a!/1.jpg", "a/z.jpg", "a.jpg", "b.jpg", ".hidden.jpg", "note.txt"):
+        write(tmp_path / name, b"")
+    assert list(images(tmp_path)) == ["a/z.jpg", "a!/1.jpg", "a.jpg", "b.jpg"]
+    assert loose_images(tmp_path) == {name: str(tmp_path / name) for name in ("a.jpg", "b.jpg")}
 
 
 def test_a_flat_folder_may_hold_folders_without_images(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ import hashlib
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from fastad.errors import FastadError
@@ -31,14 +31,32 @@ def _split(name: str) -> tuple[str, str]:
     return os.path.splitext(name)  # noqa: PTH122
 
 
-def images(folder: Path) -> dict[str, Path]:
-    """Every image below a folder by its path in it, sorted by the parts of the path."""
-    names = sorted(filter(is_image, _names(folder)), key=lambda name: name.split("/"))
-    return {name: folder / name for name in names}
+def images(folder: Path) -> dict[str, str]:
+    """Every image below a folder by its path in it, sorted by the parts of the path: the whole path, as text, which
+    takes a quarter of the time of a `Path`."""
+    return _sorted_images(folder, _names(folder))
+
+
+def loose_images(folder: Path) -> dict[str, str]:
+    """The images that lie in a folder itself, in no folder of it, as `images` gives them."""
+    return _sorted_images(folder, next(_levels(folder))[1])
+
+
+def _sorted_images(folder: Path, names: Iterable[str]) -> dict[str, str]:
+    # No character stands before NUL, which no name has: parts are compared as such.
+    found = sorted(filter(is_image, names), key=lambda name: name.replace("/", "\0"))
+    return {name: f"{folder}/{name}" for name in found}
 
 
 def _names(folder: Path) -> Iterator[str]:
-    """The files below a folder that are not hidden; links are followed, and refused where they lead back."""
+    """The files below a folder that are not hidden."""
+    for inside, files in _levels(folder):
+        yield from (inside + name for name in files)
+
+
+def _levels(folder: Path) -> Iterator[tuple[str, list[str]]]:
+    """A folder and those below it that are not hidden, each with what leads to it and the names of its files; links
+    are followed, and refused where they lead back."""
     seen: set[str] = set()
     for parent, folders, files in os.walk(folder, onerror=_unreadable, followlinks=True):
         real = os.path.realpath(parent)
@@ -47,7 +65,7 @@ def _names(folder: Path) -> Iterator[str]:
         seen.add(real)
         folders[:] = sorted(name for name in folders if not is_hidden(name))
         inside = "" if (relative := os.path.relpath(parent, folder)) == "." else f"{relative}/"
-        yield from (inside + name for name in files if not is_hidden(name))
+        yield inside, [name for name in files if not is_hidden(name)]
 
 
 def _unreadable(error: OSError) -> None:
@@ -57,7 +75,11 @@ def _unreadable(error: OSError) -> None:
 def subfolders(folder: Path) -> list[Path]:
     """The folders in a folder, hidden ones left out, sorted; their names must be printable, as they become classes."""
     try:
-        found = sorted(path for path in folder.iterdir() if path.is_dir() and not is_hidden(path.name))
+        with os.scandir(folder) as entries:
+            shown = [entry for entry in entries if not is_hidden(entry.name)]
+        # Of plain files it is known that they are no folders, without asking the disk for each.
+        some = [Path(entry) for entry in shown if not entry.is_file(follow_symlinks=False)]
+        found = sorted(path for path in some if path.is_dir())
     except OSError as error:
         raise FastadError(f"{folder} cannot be listed: {error.strerror}") from error
     for path in found:

@@ -10,7 +10,7 @@ from fastad.progress import say
 from fastad_tools._files import images, is_image, sample_keys, subfolders
 from fastad_tools._tar import tar_files
 
-Places = Mapping[str, Path | FileRange]
+Places = Mapping[str, Path | str | FileRange]
 
 _SYNSET_FOLDER = re.compile(r"(n\d{8})")
 _SYNSET_TAR = re.compile(r"(?:.*/)?(n\d{8})\.(?:tar|tar\.gz|tgz)")

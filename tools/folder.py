@@ -6,12 +6,12 @@ Expected in the raw folder, JPEG, PNG, WebP, BMP and TIFF mixed as they come (ot
     *.jpg                                                           class "nominal", split "train"
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from fastad.errors import FastadError
 from fastad.manifest import Sample
-from fastad_tools._files import images, sample_keys, subfolders
+from fastad_tools._files import images, loose_images, sample_keys, subfolders
 
 SOURCE = "a folder of images"
 LICENCE = "that of the images"
@@ -23,7 +23,7 @@ def samples(raw: Path) -> Iterator[Sample]:
     if not raw.is_dir():
         raise FastadError(f"{raw} is not a folder: give the folder that holds the images or their classes")
     splits = {name: raw / name for name in SPLITS if (raw / name).is_dir()}
-    if splits and (beside := next((name for name in images(raw) if name.split("/")[0] not in splits), None)):
+    if splits and (beside := next(_beside(raw, splits), None)):
         raise FastadError(
             f"{raw} holds {beside} beside {next(iter(splits))}/: put it in a split's folder, or move it away"
         )
@@ -41,10 +41,18 @@ def samples(raw: Path) -> Iterator[Sample]:
         )
 
 
+def _beside(raw: Path, splits: Collection[str]) -> Iterator[str]:
+    """The images that lie in no split's folder."""
+    yield from loose_images(raw)
+    for folder in subfolders(raw):
+        if folder.name not in splits:
+            yield from (f"{folder.name}/{name}" for name in images(folder))
+
+
 def _classes(folder: Path, split: str) -> Iterator[tuple[str, dict[str, Path]]]:
     """The images of each class folder by their paths in it, or, where there are none, those of a flat folder."""
     classes = [(path.name, found) for path in subfolders(folder) if (found := images(path))]
-    loose = {name: path for name, path in images(folder).items() if "/" not in name}
+    loose = loose_images(folder)
     if loose and (classes or split != "train"):
         beside = f"beside {classes[0][0]}/" if classes else "without a class"
         raise FastadError(f"{folder} holds {next(iter(loose))} {beside}: put it in a class's folder, or move it away")

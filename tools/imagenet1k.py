@@ -64,7 +64,7 @@ def _validation(raw: Path, place: Path) -> dict[str, Path | FileRange | Places]:
         return dict(synsets(place))
     flat: Places = images(place) if place.is_dir() else tar_files(place)
     wnids = validation_wnids(raw)
-    found: dict[str, dict[str, Path | FileRange]] = {}
+    found: dict[str, dict[str, Path | str | FileRange]] = {}
     for name, image in flat.items():
         if not is_image(name):
             continue
