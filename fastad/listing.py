@@ -14,6 +14,7 @@ import math
 import os
 import pkgutil
 import re
+import traceback
 from array import array
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -33,6 +34,7 @@ from fastad.text_column import TextColumn, standing_twice
 SPOOL = "spool.bin"
 
 _KEY = re.compile(r"[A-Za-z0-9_\-/]{1,90}")
+_SPLIT = re.compile(r"[A-Za-z0-9_\-]+")
 _SHOW_EVERY = 100
 
 
@@ -89,7 +91,12 @@ def _module_of_file(path: Path) -> ModuleType:
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        line = error.lineno if isinstance(error, SyntaxError) else place.lineno
+        raise FastadError(f"{path} does not run: {type(error).__name__} in line {line}: {error}") from error
     return module
 
 
@@ -197,6 +204,8 @@ class _Columns:
         self.files.add(self.last_file)
 
     def add(self, sample: Sample, spool: IO[bytes]) -> None:
+        if not isinstance(sample, Sample):
+            raise FastadError(f"a converter must yield fastad.manifest.Sample, found {sample!r:.100}")
         if not _KEY.fullmatch(sample.key):
             raise FastadError(f"sample key {sample.key!r}: use 1 to 90 of letters, digits, '_', '-' and '/'")
         pixels = sample.pixels
@@ -224,8 +233,23 @@ class _Columns:
             self._place(self.last_number, 0, self.last_size, (0, 0, 0), 0)
         self.keys.add(sample.key)
         self.exact.append(sample.exact)
-        self.class_index.append(self.classes.setdefault(sample.class_name, len(self.classes) - 1))
-        self.split.append(self.splits.setdefault(sample.split, len(self.splits)))
+        if sample.class_name not in self.classes:
+            self._begin_class(sample)
+        self.class_index.append(self.classes[sample.class_name])
+        if sample.split not in self.splits:
+            self._begin_split(sample)
+        self.split.append(self.splits[sample.split])
+
+    def _begin_class(self, sample: Sample) -> None:
+        name = sample.class_name
+        if not isinstance(name, str) or not name.isprintable() or not name.strip():
+            raise FastadError(f"sample {sample.key} is of class {name!r}: a class is a name as text, or None")
+        self.classes[name] = len(self.classes) - 1
+
+    def _begin_split(self, sample: Sample) -> None:
+        if not _SPLIT.fullmatch(sample.split):
+            raise FastadError(f"sample {sample.key} is of split {sample.split!r}: use letters, digits, '_' and '-'")
+        self.splits[sample.split] = len(self.splits)
 
     def _spool(self, key: str, array: np.ndarray, spool: IO[bytes]) -> None:
         pixels = array[..., None] if array.ndim == 2 else array

@@ -28,6 +28,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fastad.card import card
+from fastad.cuts import PERMUTATION_SEED, Cut, cut_listing, member_bytes
 from fastad.encode import Encoding
 from fastad.errors import FastadError
 from fastad.files import alone, atomic, locked, sha256, write_json, write_text
@@ -35,13 +36,10 @@ from fastad.in_place import Contents, bytes_in_place, hash_in_place, link_in_pla
 from fastad.listing import Converter, Listing, find_converter, list_samples
 from fastad.manifest import COLUMNS, MANIFEST, SCHEMA_VERSION, Manifest, Shard, column_path, open_set
 from fastad.progress import progress, say
-from fastad.seeds import generator
-from fastad.tar import BLOCK, NPY_HEADER_BYTES
+from fastad.tar import NPY_HEADER_BYTES
 from fastad.workers import import_ahead, over_processes, over_ray, ray_cluster
 from fastad.write import WRITTEN, Job, Reject, Written, write_shard
 
-PERMUTATION_SEED = 0
-SHARD_BYTES = 256 * 2**20
 SHARD_SAMPLES = 10_000
 MAX_BAD = 0.005
 AS_IT_IS = Encoding()
@@ -154,7 +152,7 @@ class _Begun(NamedTuple):
 
     listing: Listing
     identity: Mapping[str, Any]
-    cuts: "list[_Cut]"
+    cuts: list[Cut]
 
 
 def _begin(
@@ -175,13 +173,13 @@ def _begin(
             return _finished(folder, identity)
         for path in sorted((folder / ".partial").glob("*/begun.json")):
             _refuse_other("was begun with", path, identity, folder)
-        cuts = [] if in_place else _cut(listing, arguments["shard_samples"])
+        cuts = [] if in_place else cut_listing(listing, arguments["shard_samples"])
         if in_place:
             refuse_unfit(converter.name, listing)
             needed = bytes_in_place(listing)
         else:
             due = [cut for cut in cuts if not _record(folder, cut).is_file()]
-            needed = sum(int(_member_bytes(listing.size[cut.rows]).sum()) for cut in due)
+            needed = sum(int(member_bytes(listing.size[cut.rows]).sum()) for cut in due)
         _refuse_small_disk(folder, needed)
     except BaseException:
         if not begun:
@@ -219,37 +217,7 @@ def _remove_traces(partial: Path) -> None:
             folder.rmdir()
 
 
-class _Cut(NamedTuple):
-    """One shard to be: its split, its name, and its rows of the listing in the order of the seeded permutation."""
-
-    split: str
-    name: str
-    rows: np.ndarray
-
-
-def _cut(listing: Listing, shard_samples: int) -> list[_Cut]:
-    """Every split's permutation, cut where a shard would grow beyond `shard_samples` or about `SHARD_BYTES`."""
-    cuts: list[_Cut] = []
-    for number, split in enumerate(listing.splits):
-        rows = np.flatnonzero(listing.split == number)
-        rows = rows[generator(PERMUTATION_SEED, "shard", split).permutation(len(rows))]
-        ends = np.cumsum(_member_bytes(listing.size[rows]))
-        start = shard = 0
-        while start < len(rows):
-            before = ends[start - 1] if start else 0
-            stop = min(int(np.searchsorted(ends, before + SHARD_BYTES, side="right")), start + shard_samples)
-            stop = max(stop, start + 1)
-            cuts.append(_Cut(split, f"{split}-{shard:05d}", rows[start:stop]))
-            start, shard = stop, shard + 1
-    return cuts
-
-
-def _member_bytes(size: np.ndarray) -> np.ndarray:
-    """About what samples take in a tar: image and class members with their headers."""
-    return 4 * BLOCK + size
-
-
-def _record(folder: Path, cut: _Cut) -> Path:
+def _record(folder: Path, cut: Cut) -> Path:
     return folder / ".partial" / f"{cut.name}.json"
 
 
@@ -259,7 +227,7 @@ def _refuse_small_disk(folder: Path, needed: int) -> None:
         raise FastadError(f"{folder} needs {needed:,} bytes, {free:,} are free: free some or choose another --out")
 
 
-def _job(folder: Path, listing: Listing, cut: _Cut, encoding: Encoding, hashed: bool) -> Job:
+def _job(folder: Path, listing: Listing, cut: Cut, encoding: Encoding, hashed: bool) -> Job:
     rows = cut.rows
     used, file = np.unique(listing.file[rows], return_inverse=True)
     return Job(
@@ -326,7 +294,7 @@ def _finish(
         return open_set(folder)
 
 
-def _of_tars(folder: Path, listing: Listing, cuts: list[_Cut], max_bad: float) -> Contents:
+def _of_tars(folder: Path, listing: Listing, cuts: list[Cut], max_bad: float) -> Contents:
     """What the shards' workers have written."""
     records = [json.loads(_record(folder, cut).read_bytes()) for cut in cuts]
     rejects = [reject for record in records for reject in record["rejects"]]
@@ -344,7 +312,7 @@ def _of_tars(folder: Path, listing: Listing, cuts: list[_Cut], max_bad: float) -
     return Contents(shards, columns.items(), facts)
 
 
-def _columns(folder: Path, listing: Listing, cuts: list[_Cut]) -> dict[str, np.ndarray]:
+def _columns(folder: Path, listing: Listing, cuts: list[Cut]) -> dict[str, np.ndarray]:
     """The manifest's columns, from what the shards' workers left and from the listing."""
     written = [np.load(folder / ".partial" / f"{cut.name}.npy") for cut in cuts]
     rows = np.concatenate([cut.rows[found["place"]] for cut, found in zip(cuts, written, strict=True)])

@@ -9,7 +9,7 @@ import fastad
 
 ORDER = (
     *("__init__", "errors", "seeds", "progress", "files", "remote", "workers", "tar", "encode", "card", "manifest"),
-    *("stage", "text_column", "listing", "in_place", "write", "shard", "reader", "verify", "synsets", "view"),
+    *("stage", "text_column", "listing", "cuts", "in_place", "write", "shard", "reader", "verify", "synsets", "view"),
     *("inspect", "plan", "augment", "feed", "packed", "compiled", "pixels", "ahead", "faults", "external_source"),
     *("dali", "resident", "shared_images", "pipeline", "backbones", "networks"),
     *("objectives", "named", "recipe", "experiment", "ranks", "memory", "sets", "batch_picture", "run", "tune"),

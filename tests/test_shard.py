@@ -238,6 +238,9 @@ def bad_samples(case: str) -> Iterator[Sample]:
         "bad key": Sample("second.jpg", image, "x", "train"),
         "same key": Sample("first", image, "x", "train"),
         "no class": Sample("second", image, "z", "train"),
+        "number as class": Sample("second", image, 3, "train"),  # type: ignore[arg-type]
+        "odd split": Sample("second", image, "x", "hold out"),
+        "no sample": ("second", image, "x", "train"),
     }[case]
 
 
@@ -248,6 +251,9 @@ def bad_samples(case: str) -> Iterator[Sample]:
         ("bad key", "sample key 'second"),
         ("same key", "two samples of one key"),
         ("no class", "class 'z', which is not in its CLASSES"),
+        ("number as class", "sample second is of class 3: a class is a name as text"),
+        ("odd split", "sample second is of split 'hold out': use letters"),
+        ("no sample", r"must yield fastad\.manifest\.Sample, found \('second'"),
     ],
 )
 def test_what_a_converter_may_not_yield(
@@ -274,6 +280,13 @@ def test_unknown_sets_and_wrong_raw_arguments_are_said(tmp_path: Path) -> None:
     (tmp_path / "empty.py").write_text("")
     with pytest.raises(FastadError, match="has no function samples"):
         convert(str(tmp_path / "empty.py"), None, tmp_path)
+    for text, message in (
+        ("import nothing_such", "ModuleNotFoundError in line 1"),
+        ("\nx = (", "SyntaxError in line 2"),
+    ):
+        (tmp_path / "broken.py").write_text(text)
+        with pytest.raises(FastadError, match=rf"broken\.py does not run: {message}"):
+            convert(str(tmp_path / "broken.py"), None, tmp_path)
 
 
 @pytest.mark.parametrize("level", ["size", "hash", "decode"])
