@@ -178,13 +178,13 @@ def out_hw(rows: np.ndarray, reader: ShardReader, spec: AugmentSpec) -> tuple[in
         height, width, _ = manifest.shape_hwc
         return place(spec, None, np.array([height]), np.array([width])).out_hw
     size = place(spec, None, manifest.height[rows], manifest.width[rows]).size_hw
-    if (small := int(np.argmin(size.min(axis=1)))) is not None:
-        short = int(size[small].min()) + 2 * spec.crop_padding_px
-        if short < spec.crop_px:
-            raise FastadError(
-                f"{manifest.folder}: image {manifest.key[rows[small]].decode()} is {short} px high or wide, too little "
-                f"for augment.crop_px={spec.crop_px}: resize with --set augment.resize_px={spec.crop_px} or more"
-            )
+    small = int(np.argmin(size.min(axis=1)))
+    short = int(size[small].min()) + 2 * spec.crop_padding_px
+    if short < spec.crop_px:
+        raise FastadError(
+            f"{manifest.folder}: image {manifest.key[rows[small]].decode()} is {short} px high or wide, too little "
+            f"for augment.crop_px={spec.crop_px}: resize with --set augment.resize_px={spec.crop_px} or more"
+        )
     return spec.crop_px, spec.crop_px
 
 
