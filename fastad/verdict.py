@@ -79,7 +79,7 @@ def judge(members: Sequence[Member], batch: Batch | Unmade, pace: Pace, sources:
 def _bound(sources: Sequence[Source]) -> tuple[str, str]:
     """What makes the trainer wait, and what would help."""
     if all(source.held is not None for source in sources):
-        return "augment-bound", "; the images are held already: fewer augmentations would help"
+        return "augment-bound", "; the images are held already: more objectives a batch or less augmentation would help"
     hold = "holding the images (--set train.resident=on)"
     if any(source.held is None and source.reader.is_encoded for source in sources):
         cores = len(os.sched_getaffinity(0))
