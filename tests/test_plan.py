@@ -200,9 +200,9 @@ def peak_bytes(plan: Plan, stream: Stream, start_step: int, steps: int) -> int:
 
 def test_of_a_plan_over_imagenet_22k_no_more_than_an_epoch_is_in_memory() -> None:
     """Of 150 epochs, 8.5 GB of rows: two at most where one follows the other, with the places of one; and where the
-    nominal class sets the epoch, what that needs of the OE images and no more."""
+    nominal class sets the epoch, what that needs of the OE images and no more, beside the draws of a few blocks."""
     rows = np.arange(IMAGENET_22K, dtype=np.int32)
     all_of_it = Plan((Stream("nominal", rows, 128),), seed=1, epochs=150)
     assert peak_bytes(all_of_it, all_of_it.nominal, 75 * all_of_it.steps_per_epoch - 1, 2) < 5 * rows.nbytes
     one_class = Plan((Stream("nominal", rows[:1_300], 128), Stream("oe", rows, 128, "cyclic")), seed=1, epochs=150)
-    assert peak_bytes(one_class, one_class.oe[0], 0, 3 * one_class.steps_per_epoch) < 2**20
+    assert peak_bytes(one_class, one_class.oe[0], 0, 3 * one_class.steps_per_epoch) < 2**22

@@ -21,7 +21,7 @@ from moto.server import ThreadedMotoServer
 from fastad import cli
 from fastad import stage as stage_module
 from fastad.errors import FastadError
-from fastad.manifest import open_set
+from fastad.manifest import COLUMNS, open_set
 from fastad.recipe import Recipe, dump
 from fastad.shard import convert
 from fastad.stage import stage
@@ -335,7 +335,7 @@ def test_a_killed_staging_fetches_only_what_it_had_not_finished(web: Web, cache:
     process = begin(web)
     try:
         assert reached.wait(30)
-        wait_for(lambda: len(list(cache.rglob("t*.tar"))) == 5)
+        wait_for(lambda: (len(list(cache.rglob("t*.tar"))), len(list(cache.rglob("*.npy")))) == (5, len(COLUMNS)))
         folder = next(cache.rglob("test-00000.tar")).parent
         process.send_signal(signal.SIGKILL)
         process.communicate()
