@@ -138,7 +138,8 @@ def make_folder(path: Path) -> None:
 
 
 def _unwritable(path: Path, error: OSError) -> Unwritable:
-    return Unwritable(f"cannot write {path}: {error.strerror}; free some space or choose another folder")
+    free = "free some space or " if error.errno in DISK_IS_FULL else ""
+    return Unwritable(f"cannot write {path}: {error.strerror}; {free}choose another folder")
 
 
 def _sync_folder(folder: Path) -> None:
