@@ -7,6 +7,7 @@ Use: `measure(target, score)["auroc"].value`.
 import io
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -142,11 +143,18 @@ def _write_columns(path: Path, columns: Mapping[str, np.ndarray]) -> None:
 
 def read_scores(run: Run) -> Scores:
     """The scores of an evaluated run; raises `FastadError` if there are none or the file is damaged."""
+    with _columns(run, run.scores) as columns:
+        return Scores(columns["key"], columns["class"], columns["target"], columns["score"])
+
+
+@contextmanager
+def _columns(run: Run, path: Path) -> Iterator[Mapping[str, np.ndarray]]:
+    """What `_write_columns` wrote, read as it is asked for."""
     try:
-        with open(run.scores, "rb") as file, np.load(file) as columns:
-            return Scores(columns["key"], columns["class"], columns["target"], columns["score"])
+        with open(path, "rb") as file, np.load(file) as columns:
+            yield columns
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise unreadable(run, run.scores, error) from error
+        raise unreadable(run, path, error) from error
 
 
 def describe(manifest: Manifest, rows: np.ndarray, target: np.ndarray, score: np.ndarray) -> Scores:
@@ -216,23 +224,17 @@ def write_examples(
 
 def read_examples(run: Run) -> dict[str, Strip]:
     """Each of `STRIPS` of an evaluated run; raises `FastadError` if there are none or the file is damaged."""
-    try:
-        with open(run.examples, "rb") as file, np.load(file) as columns:
-            return {
-                name: Strip(*(columns[f"{name}_{key}"] for key in ("images", "class", "target", "score")))
-                for name in STRIPS
-            }
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise unreadable(run, run.examples, error) from error
+    with _columns(run, run.examples) as columns:
+        return {
+            name: Strip(*(columns[f"{name}_{key}"] for key in ("images", "class", "target", "score")))
+            for name in STRIPS
+        }
 
 
 def read_oe_image(run: Run) -> np.ndarray | None:
     """The OE image of an evaluated run, uint8 [H, W, C]; None where it has none, as older results have not."""
-    try:
-        with open(run.examples, "rb") as file, np.load(file) as columns:
-            return columns.get("oe_image")
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
-        raise unreadable(run, run.examples, error) from error
+    with _columns(run, run.examples) as columns:
+        return columns.get("oe_image")
 
 
 def unreadable(run: Run, path: Path, error: Exception) -> FastadError:

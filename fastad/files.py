@@ -12,7 +12,7 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -40,10 +40,8 @@ def atomic(path: Path, *, kept: Path | None = None) -> Iterator[IO[bytes]]:
     if path.is_dir():
         raise Unwritable(f"cannot write {path}: it is a folder; name a file")
     make_folder(path.parent)
-    try:
+    with _telling(path):
         file = open(temporary, "wb")  # noqa: SIM115 (closed below)
-    except OSError as error:
-        raise _unwritable(path, error) from error
     try:
         with file:
             yield file
@@ -94,10 +92,8 @@ def locked(path: Path, refusal: str) -> Iterator[None]:
     Raises `FastadError(refusal)` if another process holds it.
     """
     make_folder(path.parent)
-    try:
+    with _telling(path):
         lock = open(path, "w")  # noqa: SIM115 (closed below)
-    except OSError as error:
-        raise _unwritable(path, error) from error
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -112,13 +108,12 @@ def alone(path: Path, waiting: str = "") -> Iterator[None]:
 
     Where its folder is gone, so is what it guards: nothing is held.
     """
-    try:
+    lock = None
+    with _telling(path), suppress(FileNotFoundError):
         lock = open(path, "w")  # noqa: SIM115 (closed below)
-    except FileNotFoundError:
+    if lock is None:
         yield
         return
-    except OSError as error:
-        raise _unwritable(path, error) from error
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -131,8 +126,15 @@ def alone(path: Path, waiting: str = "") -> Iterator[None]:
 
 def make_folder(path: Path) -> None:
     """Makes the folder and those above it, where they are not there yet; raises `Unwritable`."""
-    try:
+    with _telling(path):
         path.mkdir(parents=True, exist_ok=True)
+
+
+@contextmanager
+def _telling(path: Path) -> Iterator[None]:
+    """Around what writes to `path`: an error of the system's is told of it."""
+    try:
+        yield
     except OSError as error:
         raise _unwritable(path, error) from error
 
@@ -164,13 +166,11 @@ def write_text(path: Path, text: str) -> None:
 def link(path: Path, target: Path) -> None:
     """Makes `path` a symbolic link to `target`, atomically."""
     temporary = path.with_name(f".{path.name}.tmp")
-    try:
+    with _telling(path):
         temporary.unlink(missing_ok=True)
         temporary.symlink_to(target)
         os.replace(temporary, path)
         _sync_folder(path.parent)
-    except OSError as error:
-        raise _unwritable(path, error) from error
 
 
 def read_into(descriptor: int, array: np.ndarray, offset: int, path: str | bytes | Path) -> None:

@@ -45,12 +45,15 @@ def evaluate_group(task: Task, sources: Sequence[Source], group: Sequence[Traini
     batches = evaluation_batches(source, rows, target, recipe.augment, device, loader=recipe.loader)
     scores = score_batches([(training.member.model, training.member.objective) for training in group], batches)
     score_s = time.perf_counter() - started
+    oe_image = _oe_image(task, sources)
     results = {}
     for training, score in zip(group, scores, strict=True):
         started = time.perf_counter()
-        seen = sources if training.member.objective.uses_oe else sources[:1]
+        uses_oe = training.member.objective.uses_oe
+        seen = sources if uses_oe else sources[:1]
         metrics = _metrics(task, training, target, score)
-        _write_files(task, training, seen, rows, describe(manifest, rows, target, score))
+        described = describe(manifest, rows, target, score)
+        _write_files(task, training, seen, rows, described, oe_image if uses_oe else None)
         seconds = {"train": training.train_s, "score": score_s, "measure": time.perf_counter() - started}
         result = _result(task, training, seen, target, metrics, seconds, len(group))
         write_result(training.run, result)
@@ -70,20 +73,27 @@ def _metrics(task: Task, training: Training, target: np.ndarray, score: np.ndarr
     return NO_METRICS
 
 
-def _write_files(task: Task, training: Training, seen: Sequence[Source], rows: np.ndarray, scores: Scores) -> None:
+def _write_files(
+    task: Task,
+    training: Training,
+    seen: Sequence[Source],
+    rows: np.ndarray,
+    scores: Scores,
+    oe_image: np.ndarray | None,
+) -> None:
     run = training.run
     write_bytes(run.model, tensor_bytes(training.member.model.state_dict()))
     write_scores(run, scores)
-    write_examples(run, task.sets.nominal, rows, scores, _oe_image(task, seen))
+    write_examples(run, task.sets.nominal, rows, scores, oe_image)
     write_replaced(run, seen)
 
 
-def _oe_image(task: Task, seen: Sequence[Source]) -> np.ndarray | None:
-    """The first OE image of the seed that decodes, None for a training without OE."""
-    if len(seen) < 2:
+def _oe_image(task: Task, sources: Sequence[Source]) -> np.ndarray | None:
+    """The first OE image of the seed that decodes, None for a group without OE."""
+    if len(sources) < 2:
         return None
-    row = seen[1].faults.replaced(int(task.plan.oe[0].rows[0]))
-    return network_view(seen[1].reader, row, task.recipe.augment)
+    row = sources[1].faults.replaced(int(task.plan.oe[0].rows[0]))
+    return network_view(sources[1].reader, row, task.recipe.augment)
 
 
 def _result(

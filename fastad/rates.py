@@ -12,6 +12,7 @@ from statistics import median
 from typing import NamedTuple
 
 from fastad.run import Run, RunResult, find_runs, read_result
+from fastad.sweep_queue import Group
 
 GPU = "H100"
 
@@ -54,7 +55,7 @@ def group_times(out: Path) -> list[GroupTime]:
     for run in find_runs([out]):
         result = read_result(run)
         if result is not None and result.diverged_at_epoch is None:
-            name = f"{run.recipe.name}/{run.class_name}/seed{run.seed}"
+            name = Group(run.recipe, run.class_name, run.seed).name
             groups.setdefault((name, result.group_size), []).append((run, result))
     return [
         _time(members, told.get(name, 0.0))

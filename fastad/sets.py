@@ -201,13 +201,17 @@ def _held(
     def to_hold() -> int:
         return _bytes_to_hold(recipe, role, origin.reader, rows, reads, device)
 
-    # On the CPU what another process holds takes no more room; a GPU must have room for its own.
-    wanted = _is_worth_holding(recipe, origin.reader, rows, reads) if device.type == "cpu" else to_hold()
-    if sets.shares and wanted:
-        held = hold_together(origin, rows, decoding, room=lambda: RESIDENT_SHARE * available_bytes())
-        if held is not None:
+    if sets.shares:
+        # On the CPU what another process holds takes no more room; a GPU must have room for its own.
+        wanted = _is_worth_holding(recipe, origin.reader, rows, reads) if device.type == "cpu" else to_hold()
+        if wanted and (held := hold_together(origin, rows, decoding, _room)) is not None:
             return held
     return hold(origin, rows, decoding) if to_hold() else None
+
+
+def _room() -> float:
+    """The bytes of main memory that images of all processes together may take."""
+    return RESIDENT_SHARE * available_bytes()
 
 
 def _is_worth_holding(recipe: Recipe, reader: ShardReader, rows: np.ndarray, reads: int) -> bool:

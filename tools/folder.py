@@ -49,7 +49,7 @@ def _beside(raw: Path, splits: Collection[str]) -> Iterator[str]:
             yield from (f"{folder.name}/{name}" for name in images(folder))
 
 
-def _classes(folder: Path, split: str) -> Iterator[tuple[str, dict[str, Path]]]:
+def _classes(folder: Path, split: str) -> Iterator[tuple[str, dict[str, str]]]:
     """The images of each class folder by their paths in it, or, where there are none, those of a flat folder."""
     classes = [(path.name, found) for path in subfolders(folder) if (found := images(path))]
     loose = loose_images(folder)
